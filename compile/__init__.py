@@ -1,0 +1,1 @@
+"""The workshop: data, fit, export, quantise, prove, bundle."""

@@ -1,0 +1,1 @@
+"""The station on the box: capture, score, decide, act. Never imports torch."""

@@ -1,0 +1,35 @@
+"""Pictures and scores: the arrays that travel through the station."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firmware_bridge.parts import PartId
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The picture of one part.
+
+    `image` is uint8 or uint16, HxWx3 RGB or HxW grey, as the camera gave it (RGB order, never BGR).
+    `captured_ns` is the start of the exposure on the box's monotonic clock.
+    """
+
+    part_id: PartId
+    captured_ns: int
+    image: NDArray[np.uint8] | NDArray[np.uint16]
+    name: str = ""  # file name or device, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the graph said of one frame."""
+
+    value: float
+    map: NDArray[np.float32]  # [h, w]
+    graph: str  # sha256 of the graph file
+    input_crc32: int  # of the uint8 tensor that was scored: proves later which picture it was
+    times_ms: dict[str, float] = field(default_factory=dict)  # step -> duration

@@ -1,0 +1,73 @@
+"""Front end `rgb`, version 1: a camera frame becomes the graph's input. The same function compiles and inspects.
+
+Grey becomes three equal channels, 16-bit samples are scaled by the manifest's white (never by the picture's own
+maximum: a dark part must look dark), and the picture is resized by pixel areas, which is exact for integer
+reductions and free of aliasing for all others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.bundle import Input
+
+BLANK_RANGE = 8  # of 255: less contrast than sensor noise under a lens cap
+
+
+class FrameError(ValueError):
+    """The frame is not one that this bundle can judge. The message says what was found and what was expected."""
+
+
+def rgb(image: NDArray[np.uint8] | NDArray[np.uint16], spec: Input) -> NDArray[np.uint8]:
+    """Turn a camera frame into the graph's input.
+
+    Args:
+        image: HxWx3 RGB or HxW (or HxWx1) grey, uint8 or uint16.
+        spec: the manifest's `input`.
+
+    Returns:
+        uint8 [height, width, 3], contiguous.
+
+    Raises:
+        FrameError: wrong type, channel count or size, or a picture without content (lens cap, dead light).
+
+    """
+    _check(image, spec)
+    size = (spec.width, spec.height)
+    picture: NDArray[Any] = image
+    if picture.shape[:2] != (spec.height, spec.width):
+        enlarging = picture.shape[0] < spec.height or picture.shape[1] < spec.width
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR if enlarging else cv2.INTER_AREA)
+    if picture.dtype == np.uint16:
+        picture = cv2.convertScaleAbs(picture, alpha=255.0 / spec.source.white)
+    if picture.ndim == 2 or picture.shape[2] == 1:
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
+    if int(picture.max()) - int(picture.min()) < BLANK_RANGE:
+        raise FrameError(f"blank frame: every sample lies between {picture.min()} and {picture.max()} of 255")
+    return np.ascontiguousarray(picture, dtype=np.uint8)
+
+
+def _check(image: NDArray[np.uint8] | NDArray[np.uint16], spec: Input) -> None:
+    source = spec.source
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise FrameError(f"shape {image.shape} is not a picture; expected HxW or HxWx3")
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels != source.channels:
+        raise FrameError(f"{channels} channel(s), the bundle was made from {source.channels}")
+    expected = np.uint8 if source.white == 255 else np.uint16
+    if image.dtype != expected:
+        raise FrameError(f"samples of {image.dtype}, the bundle was made from {np.dtype(expected)}")
+    height, width = image.shape[:2]
+    (low_h, high_h), (low_w, high_w) = source.height, source.width
+    if not (low_h <= height <= high_h and low_w <= width <= high_w):
+        raise FrameError(
+            f"{width}x{height} pixels, the bundle was made from {_span(low_w, high_w)}x{_span(low_h, high_h)}"
+        )
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}..{high}"

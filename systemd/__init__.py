@@ -1,0 +1,1 @@
+"""Unit files and install data, shipped as package data."""
