@@ -1,0 +1,56 @@
+# Everything a person runs here. The two set-up commands are `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/
+MINOR := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+
+# Real images for the tests and benchmarks, where they lie beside the checkout.
+ifneq ($(wildcard ../shared/data),)
+export BELTLINE_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: help demo test check bench bench-compile bench-station bench-bridge bench-calibration constraints clean system
+.DEFAULT_GOAL := help
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+demo: $(VENV)/installed ## compile a bundle from photographs and run 300 parts over the simulated belt
+	$(RUN)python -m compile.demo out/demo
+
+test: check ## what CI runs: static checks, then every test
+	$(RUN)python -m pytest
+
+check: $(VENV)/installed ## formatting, lint, types, import rules
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+
+bench: bench-compile bench-station bench-bridge bench-calibration ## every benchmark; tables go to benchmarks/results/
+
+bench-compile: $(VENV)/installed ## accuracy, parity, size and speed of compiled bundles on real data
+	$(RUN)python -m benchmarks.compile
+
+bench-station: $(VENV)/installed ## latency and overhead of the station on the simulated belt
+	$(RUN)python -m benchmarks.station
+
+bench-bridge: $(VENV)/installed ## the wires: codec and link
+	$(RUN)python -m benchmarks.bridge
+
+bench-calibration: $(VENV)/installed ## coverage of thresholds and speed of the pure functions
+	$(RUN)python -m benchmarks.calibration
+
+system:
+	@.ci/system-packages
+
+$(VENV)/installed: pyproject.toml constraints/$(MINOR).txt | system
+	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
+	$(RUN)pip install --quiet -c constraints/$(MINOR).txt -e '.[dev,page]'
+	touch $@
+
+constraints: ## resolve constraints/*.txt anew (needs uv)
+	.ci/resolve-constraints
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build out dist *.egg-info
