@@ -1,0 +1,45 @@
+"""What station.toml says about a plant's own PLC: the table `[modbus]`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModbusSettings(BaseModel):
+    """The PLC, how to reach it, and where its registers are. The map itself is in docs/modbus.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    transport: Literal["tcp", "rtu"] = Field(
+        "tcp", title="Transport", description="Modbus TCP, or RTU on a serial port"
+    )
+    host: str = Field("", title="PLC", description="host name or address (tcp)")
+    port: int = Field(502, ge=1, le=65535, title="TCP port", description="TCP port of the PLC (tcp)")
+    device: str = Field("", title="Serial port", description="for example /dev/ttyUSB0 (rtu)")
+    baud: int = Field(115200, ge=9600, le=1_000_000, title="Baud rate", description="bits per second (rtu)")
+    parity: Literal["N", "E", "O"] = Field(
+        "E", title="Parity", description="none, even or odd (rtu); N has two stop bits"
+    )
+    unit: int = Field(1, ge=0, le=247, title="Unit", description="Modbus unit (slave) address of the PLC")
+    plc_base: int = Field(0, ge=0, le=65000, title="PLC block", description="first holding register the PLC writes")
+    box_base: int = Field(200, ge=0, le=65000, title="Box block", description="first holding register the box writes")
+    word_order: Literal["high_first", "low_first"] = Field(
+        "high_first", title="Word order", description="which half of a 32-bit value has the lower register address"
+    )
+    poll_ms: int = Field(10, ge=1, le=1000, title="Poll period", description="pause between two looks at the PLC, ms")
+    timeout_ms: int = Field(200, ge=20, le=5000, title="Timeout", description="longest wait for one answer, ms")
+    step_limit_ms: int = Field(
+        200,
+        ge=10,
+        le=10_000,
+        title="Step limit",
+        description="heartbeat stops when scoring has not stepped for so long, ms",
+    )
+
+    def model_post_init(self, _: object, /) -> None:
+        if self.transport == "tcp" and not self.host:
+            raise ValueError("transport tcp needs host, the PLC's name or address")
+        if self.transport == "rtu" and not self.device:
+            raise ValueError("transport rtu needs device, for example /dev/ttyUSB0")
