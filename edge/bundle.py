@@ -24,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from edge.errors import BeltlineError
+
 SCHEMA: Literal[1] = 1
 SIZE_LIMIT = 512 * 1024 * 1024  # bytes; a larger archive is refused unread
 GraphName = Literal["float", "int8", "trt"]
 
 
-class BundleError(Exception):
+class BundleError(BeltlineError):
     """The bundle cannot be trusted or read. The message names the file, the value and the next step."""
 
 

@@ -1,0 +1,104 @@
+"""The one command `beltline`: finds a sub-command by name, loads it alone, and turns errors into one clear line.
+
+Sub-commands are the entry points of the group `beltline.commands`, each a function that typer understands. Only the
+called one is imported, so a box without torch never meets `compile`, and `beltline --help` imports none of them: their
+one-line help stands in the table below.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import NamedTuple
+
+import typer
+from rich.console import Console
+
+from edge.errors import BeltlineError
+
+GROUP = "beltline.commands"
+OK, FAILED, USAGE, MISSING_EXTRA = 0, 1, 2, 3
+
+
+class Known(NamedTuple):
+    help: str
+    extra: str  # the optional dependencies that the command needs
+
+
+COMMANDS = {
+    "compile": Known("Turn a folder of good parts into a bundle.", "compile"),
+    "run": Known("Run the station of a station.toml: trigger, frame, score, verdict, act, journal.", "edge"),
+    "publish": Known("Send the journal's outcomes to the MQTT broker.", "edge"),
+    "status": Known("Show what the running station does, live.", "edge"),
+    "ack": Known("Acknowledge the latched fault, so that the belt may run again.", "edge"),
+    "jog-gate": Known("Cycle the reject gate once.", "edge"),
+    "doctor": Known("Say what this box has and what it lacks.", "edge"),
+}
+EXIT_CODES = {
+    OK: "done, and every promise kept",
+    FAILED: "the operation failed, or a promise was broken",
+    USAGE: "the command line was not understood",
+    MISSING_EXTRA: "an optional part of beltline is not installed; the message has the install line",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one sub-command and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    commands = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _show_help(Console(highlight=False, soft_wrap=True), commands)
+        return OK if arguments else USAGE
+    if arguments[0] == "--version":
+        Console(highlight=False).print(version("beltline"))
+        return OK
+    name, *rest = arguments
+    if name not in commands:
+        errors.print(f"beltline: no command {name!r}. There are: {', '.join(sorted(commands))}.", markup=False)
+        return USAGE
+    try:
+        return _call(commands[name], rest)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("edge", "compile", "calibration", "firmware_bridge"):
+            raise
+        extra = COMMANDS[name].extra if name in COMMANDS else name
+        errors.print(
+            f"beltline {name} needs the Python module {error.name!r}, which is not installed. "
+            f"Install it with: pip install 'beltline[{extra}]'",
+            markup=False,
+        )
+        return MISSING_EXTRA
+    except (BeltlineError, OSError) as error:
+        errors.print(f"beltline {name}: {error}", markup=False)
+        return FAILED
+
+
+def _call(entry: EntryPoint, arguments: list[str]) -> int:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name=entry.name, epilog="Exit codes: " + "; ".join(f"{c} {t}" for c, t in EXIT_CODES.items()))(
+        entry.load()
+    )
+    try:
+        app(args=arguments, prog_name=f"beltline {entry.name}")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else OK if ended.code is None else FAILED
+    return OK
+
+
+def _show_help(console: Console, commands: dict[str, EntryPoint]) -> None:
+    console.print("Usage: beltline COMMAND [OPTIONS]\n\nAnomaly inspection on a conveyor line.\n", markup=False)
+    width = max(map(len, commands), default=0)
+    order = [*(name for name in COMMANDS if name in commands), *sorted(set(commands) - set(COMMANDS))]
+    for name in order:
+        known = COMMANDS.get(name)
+        console.print(f"  {name:{width}}  {known.help if known else commands[name].value}", markup=False)
+    console.print(
+        "\nbeltline COMMAND --help explains one command; beltline --version names this version.\n\nExit codes:"
+    )
+    for code, meaning in EXIT_CODES.items():
+        console.print(f"  {code}  {meaning}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Errors that are meant for people: the command line shows the message alone, without a traceback."""
+
+from __future__ import annotations
+
+
+class BeltlineError(Exception):
+    """Something outside the program is wrong. The message names the thing, the value and the next step."""

@@ -1,0 +1,359 @@
+"""The journal: one SQLite file that remembers every trigger and, when it is known, its one outcome.
+
+Format. `trigger` holds parts that wait for their outcome, with the verdict that the station asked for; the row goes
+when the outcome comes. `outcome` has one row per part, is only ever appended to, and its ascending `id` is what
+`publish` remembers as its cursor: the table is the outbox. `boot` ties the monotonic times of one boot to the wall
+clock. `journal` names this file, so that a reader notices when it was replaced. The part id is unique: hearing an
+outcome twice changes nothing, and the first one wins.
+
+Failure modes. The callers' threads only append to a list in memory; the journal's own thread commits what has gathered
+(WAL, synchronous=FULL: what is committed survives a power cut). When the disk is full, read-only, damaged or gone, the
+list grows to a bound, then loses its oldest entries; failures and losses are counted, the file is tried again every
+second, and what waited is written in its order. Every write is idempotent, so a batch whose fate is unknown is
+written again. A damaged file is moved aside, never overwritten. What a killed process had not yet committed shows
+as a gap of part numbers, which the reject path asks the controller about: this is its `Memory`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
+
+log = logging.getLogger(__name__)
+
+GROUP_S = 0.05  # one commit gathers what comes within this time
+RETRY_S = 1.0  # after a disk failure
+BOUND = 200_000  # writes held in memory; a part makes three: trigger, verdict, outcome
+REMEMBERED = 4096  # settled parts known by heart, to tell news from repetition
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS journal (identity TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS boot (
+    boot_id TEXT PRIMARY KEY, monotonic_ns INTEGER NOT NULL, wall_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS trigger (
+    epoch INTEGER NOT NULL, part INTEGER NOT NULL, count INTEGER NOT NULL, at_ns INTEGER NOT NULL,
+    boot_id TEXT NOT NULL, verdict TEXT, PRIMARY KEY (epoch, part)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outcome (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL, part INTEGER NOT NULL,
+    decision TEXT NOT NULL, reason TEXT NOT NULL, verdict_decision TEXT, verdict_reason TEXT,
+    score REAL, threshold REAL, recipe TEXT, trigger_count INTEGER, outcome_count INTEGER,
+    trigger_ns INTEGER, wall_ns INTEGER NOT NULL, boot_id TEXT NOT NULL, recovered INTEGER NOT NULL,
+    dry_run INTEGER NOT NULL, input_crc32 INTEGER, times_ms TEXT NOT NULL, UNIQUE (epoch, part));
+CREATE TRIGGER IF NOT EXISTS settle AFTER INSERT ON outcome BEGIN
+    DELETE FROM trigger WHERE epoch = NEW.epoch AND part = NEW.part; END;
+"""
+OUTCOME_COLUMNS = (
+    *("epoch", "part", "decision", "reason", "verdict_decision", "verdict_reason", "score", "threshold", "recipe"),
+    *("trigger_count", "outcome_count", "trigger_ns", "wall_ns", "boot_id", "recovered", "dry_run", "input_crc32"),
+    "times_ms",
+)
+INSERT_OUTCOME = (
+    f"INSERT OR IGNORE INTO outcome ({', '.join(OUTCOME_COLUMNS)}) "  # noqa: S608 - constants
+    f"VALUES ({', '.join('?' * len(OUTCOME_COLUMNS))})"
+)
+Write = tuple[str, tuple[Any, ...]]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A trigger without outcome, and what the station asked for."""
+
+    count: int | None
+    at_ns: int | None
+    boot_id: str
+    verdict: dict[str, Any]
+
+
+class Journal:
+    """See the module. Thread-safe; no method but `open`, `flush` and `close` waits for the disk."""
+
+    def __init__(self, path: Path, *, dry_run: bool = False, bound: int = BOUND) -> None:
+        self.path = path
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._dry_run = dry_run
+        self._bound = bound
+        self._changed = threading.Condition()
+        self._writes: deque[Write] = deque()
+        self._unwritten = 0  # taken by the thread, not yet committed
+        self._waiting: dict[PartId, _Waiting] = {}
+        self._settled: OrderedDict[PartId, None] = OrderedDict()
+        self._last_part: dict[int, int] = {}
+        self._counters: Counter[str] = Counter()
+        self._closing = False
+        self._database: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # device and inode: shows when the file was removed or replaced
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    def open(self) -> None:
+        """Read what is unresolved and start the thread. A failing disk is counted and tried again, never raised."""
+        self._connect()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, as far as the disk allows, and stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything journalled so far is committed; False when the time runs out first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._writes and not self._unwritten, timeout_s)
+
+    # What the station tells
+
+    def trigger(self, trigger: Trigger) -> None:
+        """A part is on its way: from now on it is unresolved. Repeating one changes nothing."""
+        part_id = trigger.part_id
+        with self._changed:
+            if part_id in self._settled or part_id in self._waiting:
+                return
+            self._waiting[part_id] = _Waiting(trigger.count, trigger.at_ns, self.boot_id, {})
+            self._see(part_id)
+            self._write(
+                "INSERT OR IGNORE INTO trigger SELECT ?, ?, ?, ?, ?, NULL "
+                "WHERE NOT EXISTS (SELECT 1 FROM outcome WHERE epoch = ? AND part = ?)",
+                (*part_id, trigger.count, trigger.at_ns, self.boot_id, *part_id),
+            )
+
+    def verdict(self, verdict: Verdict, input_crc32: int | None = None) -> None:
+        """Remember what the station asked for, until the outcome comes."""
+        record = {
+            "verdict_decision": verdict.decision.value,
+            "verdict_reason": verdict.reason.value,
+            "score": verdict.score,
+            "threshold": verdict.threshold,
+            "recipe": verdict.recipe,
+            "input_crc32": input_crc32,
+            "times_ms": verdict.times_ms,
+        }
+        with self._changed:
+            if waiting := self._waiting.get(verdict.part_id):
+                waiting.verdict = record
+                self._write(
+                    "UPDATE trigger SET verdict = ? WHERE epoch = ? AND part = ?",
+                    (json.dumps(record), *verdict.part_id),
+                )
+
+    def outcome(self, outcome: Outcome) -> bool:
+        """Settle a part, also one whose trigger was never heard. False when it was settled before."""
+        with self._changed:
+            part_id = outcome.part_id
+            if part_id in self._settled:
+                return False
+            waiting = self._waiting.pop(part_id, None) or _Waiting(None, None, self.boot_id, {})
+            self._settled[part_id] = None
+            if len(self._settled) > REMEMBERED:
+                self._settled.popitem(last=False)
+            self._see(part_id)
+            values = {
+                "epoch": part_id.epoch,
+                "part": part_id.part,
+                "decision": outcome.decision.value,
+                "reason": outcome.reason.value,
+                "trigger_count": waiting.count,
+                "outcome_count": None if outcome.reason is Reason.OUTCOME_UNKNOWN else outcome.count,
+                "trigger_ns": waiting.at_ns,
+                "wall_ns": self._wall_ns(waiting),
+                "boot_id": waiting.boot_id,
+                "recovered": int(outcome.recovered),
+                "dry_run": int(self._dry_run),
+                **waiting.verdict,
+                "times_ms": json.dumps(waiting.verdict.get("times_ms", {})),
+            }
+            self._write(INSERT_OUTCOME, tuple(values.get(column) for column in OUTCOME_COLUMNS))
+            return True
+
+    def lost(self, part_id: PartId) -> bool:
+        """The outcome can never be learned: FAULT, outcome unknown. False when the part was settled before."""
+        return self.outcome(Outcome(part_id, Decision.FAULT, Reason.OUTCOME_UNKNOWN, 0, recovered=True))
+
+    def settle_other_epochs(self, epoch: int) -> list[PartId]:
+        """The controller lives in `epoch`: what waits from its earlier lives can never be learned. Returns those."""
+        with self._changed:
+            others = sorted(part_id for part_id in self._waiting if part_id.epoch != epoch)
+        return [part_id for part_id in others if self.lost(part_id)]
+
+    # What the reject path asks (firmware_bridge.reject_path.Memory)
+
+    def knows_epoch(self, epoch: int) -> bool:
+        with self._changed:
+            return epoch in self._last_part
+
+    def last_part(self, epoch: int) -> int:
+        with self._changed:
+            return self._last_part.get(epoch, 0)
+
+    def unresolved(self, epoch: int) -> list[int]:
+        with self._changed:
+            return sorted(part_id.part for part_id in self._waiting if part_id.epoch == epoch)
+
+    # What people see
+
+    def settled(self, part_id: PartId) -> bool:
+        """Whether the part's outcome came within the last few thousand parts."""
+        with self._changed:
+            return part_id in self._settled
+
+    def counters(self) -> dict[str, int]:
+        """Numbers by cause; `waiting_writes` and `unresolved` are levels, the others only grow."""
+        with self._changed:
+            levels = {"waiting_writes": len(self._writes) + self._unwritten, "unresolved": len(self._waiting)}
+            return {**self._counters, **levels}
+
+    @property
+    def failing(self) -> bool:
+        """The disk refuses: everything is held in memory."""
+        return self._database is None
+
+    # Inside; the first three are called with the lock held
+
+    def _see(self, part_id: PartId) -> None:
+        self._last_part[part_id.epoch] = max(part_id.part, self._last_part.get(part_id.epoch, 0))
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        if len(self._writes) + self._unwritten >= self._bound:
+            if not self._writes:
+                self._counters["dropped_writes"] += 1
+                return
+            self._writes.popleft()
+            self._counters["dropped_writes"] += 1
+        self._writes.append((statement, values))
+        if len(self._writes) == 1:
+            self._changed.notify_all()
+
+    def _wall_ns(self, waiting: _Waiting) -> int:
+        """Wall clock of the trigger; of now when the trigger was never heard or belongs to another boot."""
+        age_ns = 0
+        if waiting.at_ns is not None and waiting.boot_id == self.boot_id:
+            age_ns = time.monotonic_ns() - waiting.at_ns
+        return time.time_ns() - age_ns
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._writes or self._closing)
+                if not self._closing:
+                    self._changed.wait_for(lambda: self._closing, GROUP_S)
+                batch = list(self._writes)
+                self._writes.clear()
+                self._unwritten = len(batch)
+            written = self._commit(batch)
+            with self._changed:
+                self._unwritten = 0
+                if not written:
+                    self._writes.extendleft(reversed(batch))
+                    while len(self._writes) > self._bound:
+                        self._writes.popleft()
+                        self._counters["dropped_writes"] += 1
+                elif not self._writes:
+                    self._changed.notify_all()
+                if self._closing and (not written or not self._writes):
+                    if self._writes:
+                        log.error("journal %s: %d writes lost at the end: the disk fails", self.path, len(self._writes))
+                    break
+                if not written:
+                    self._changed.wait_for(lambda: self._closing, RETRY_S)
+        if self._database is not None:
+            self._database.close()
+
+    def _commit(self, batch: Iterable[Write]) -> bool:
+        if self._database is not None and not self._file_is_there():
+            self._failed("the file was removed or replaced")
+        if self._database is None:
+            self._connect()
+        if self._database is None:
+            return False
+        try:
+            with self._database:
+                self._database.execute("BEGIN")
+                for statement, values in batch:
+                    self._database.execute(statement, values)
+        except sqlite3.Error as error:
+            self._failed(str(error))
+            return False
+        if not self._file_is_there():  # written to a file that nobody will find again
+            self._failed("the file was removed or replaced")
+            return False
+        return True
+
+    def _connect(self) -> None:
+        try:
+            database = sqlite3.connect(self.path, isolation_level=None, timeout=5, check_same_thread=False)
+        except sqlite3.Error as error:
+            self._failed(str(error))
+            return
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.executescript(SCHEMA)
+            with database:
+                database.execute("BEGIN")
+                database.execute(
+                    "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT 1 FROM journal)", (uuid4().hex,)
+                )
+                now = (self.boot_id, time.monotonic_ns(), time.time_ns())
+                database.execute("INSERT OR IGNORE INTO boot VALUES (?, ?, ?)", now)
+            self._load(database)
+        except sqlite3.OperationalError as error:
+            database.close()
+            self._failed(str(error))
+            return
+        except sqlite3.DatabaseError as error:
+            database.close()
+            self._move_aside(str(error))
+            return
+        self._database, self._file = database, self._identity_of_file()
+
+    def _load(self, database: sqlite3.Connection) -> None:
+        with self._changed:
+            last = "SELECT epoch, max(part) FROM (SELECT epoch, part FROM {} UNION ALL SELECT epoch, part FROM {})"
+            for epoch, part in database.execute(last.format("outcome", "trigger") + " GROUP BY epoch"):
+                self._see(PartId(epoch, part))
+            recent = f"SELECT epoch, part FROM outcome ORDER BY id DESC LIMIT {REMEMBERED}"  # noqa: S608 - a constant
+            for row in reversed(database.execute(recent).fetchall()):
+                self._settled[PartId(*row)] = None
+            for epoch, part, count, at_ns, boot_id, verdict in database.execute("SELECT * FROM trigger"):
+                if PartId(epoch, part) not in self._settled:
+                    known = _Waiting(count, at_ns, boot_id, json.loads(verdict) if verdict else {})
+                    self._waiting.setdefault(PartId(epoch, part), known)
+
+    def _failed(self, why: str) -> None:
+        log.error("journal %s: %s; held in memory and tried again every %g s", self.path, why, RETRY_S)
+        with self._changed:
+            self._counters["disk_failures"] += 1
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _move_aside(self, why: str) -> None:
+        self._failed(f"damaged ({why})")
+        stamp = time.time_ns()
+        for suffix in ("", "-wal", "-shm"):
+            file = self.path.with_name(self.path.name + suffix)
+            try:
+                file.rename(file.with_name(f"{self.path.name}.damaged-{stamp}{suffix}"))
+            except OSError as error:
+                log.warning("journal %s: cannot move %s aside: %s", self.path, file, error)
+
+    def _file_is_there(self) -> bool:
+        return self._file is not None and self._identity_of_file() == self._file
+
+    def _identity_of_file(self) -> tuple[int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
