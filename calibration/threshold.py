@@ -1,0 +1,241 @@
+"""The threshold of a model, from the scores of good parts that it was not trained on, and what it promises.
+
+A part is rejected when score > threshold. For a target false-reject rate `a` and `n` parts the threshold is the score
+of rank r = ceil((n+1)(1-a)), moved half-way to the next, so that a rounding difference on another machine does not
+turn over the part it was set on. At r = n there is no next: half the gap below the largest score is added, and the
+result is flagged. `n` good parts support no target below 1/(n+1).
+
+What is known of the realised false-reject rate needs no model of the scores. If the next parts are like the
+calibration parts (exchangeable), the rate above the score of rank r follows Beta(n+1-r, r), and above the next score
+Beta(n-r, r+1). The threshold lies between the two, so the upper bound comes from the first and the lower from the
+second: the interval holds wherever in the gap the threshold lies. Ties only lower the rate.
+
+All of it counts physical parts: several pictures of one part are one observation, its largest score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+SMALLEST_CALIBRATION = 20  # parts
+TAIL_PARTS = 20  # exceedances that a tail model must be fitted on
+TAIL_SHARE = 0.2  # of the parts, at most
+TAIL_RESAMPLES = 400
+
+
+class CalibrationError(ValueError):
+    """No honest number follows from these values. The message says what was wrong and what to do next."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdResult:
+    """A threshold and what it promises."""
+
+    value: float
+    rule: str  # for people
+    rank: int | None  # of the order statistic, 1 = smallest score; None: a tail model
+    parts: int  # physical parts that it was set on
+    target_false_reject: float  # the one used: looser than asked for where the parts did not support that
+    interval: tuple[float, float]  # 95 % interval of the realised false-reject rate
+    approximate: bool  # cross-fitted scores or a tail model: the interval is not exact
+    flagged: str  # a warning that people must see, or nothing
+
+
+def set_threshold(
+    scores: ArrayLike, target: float, *, cross_fitted: bool = False, groups: Sequence[object] | None = None
+) -> ThresholdResult:
+    """Set the threshold for a target false-reject rate.
+
+    A target below 1/(n+1) is loosened to 1/(n+1) and flagged; `tail_threshold` is the labelled alternative.
+
+    Args:
+        scores: [pictures], finite, of good parts that the model was not trained on.
+        target: share of good parts that may be rejected, in (0, 1).
+        cross_fitted: each score comes from a sibling model (K-fold), not from the one to be used.
+        groups: [pictures], the physical part of each picture; without it each picture is a part.
+
+    Raises:
+        CalibrationError: fewer than 20 parts, a score that is not finite, all scores equal, target outside (0, 1).
+
+    """
+    ordered, words = _part_scores(scores, target, groups)
+    n = len(ordered)
+    flags = []
+    used = target
+    if not _supported(n, target):
+        used = 1 / (n + 1)
+        flags.append(
+            f"asked for {target:.4%} false rejects, but {n} good parts support no less than {used:.4%}: "
+            f"that was used; add good parts up to {math.ceil(1 / target) - 1}, or choose the tail model"
+        )
+    rank = rank_for(n, used)
+    at = ordered[rank - 1]
+    if rank < n:
+        gap = ordered[rank] - at
+        rule = f"score of rank {rank} of {n}, moved half-way to the next"
+    else:
+        gap = at - ordered[-2]
+        rule = f"largest of {n} scores plus half its gap to the one below"
+        flags.append(f"the threshold hangs on the single largest score of {n} good parts")
+    if gap == 0:
+        rule += f"; tied with its neighbour, so not moved ({int(np.sum(ordered == at))} parts have this score)"
+    value = float(at + gap / 2)
+    if cross_fitted:
+        rule += "; cross-fitted, approximate"
+    return ThresholdResult(
+        value=value,
+        rule=f"{rule}{words}",
+        rank=rank,
+        parts=n,
+        target_false_reject=used,
+        interval=false_reject_interval(n, rank),
+        approximate=cross_fitted,
+        flagged="; ".join(flags),
+    )
+
+
+def rank_for(n: int, target: float) -> int:
+    """Give r = ceil((n+1)(1-target)), in 1..n+1; n+1 means that n parts do not support the target."""
+    return max(1, n + 1 - math.floor((n + 1) * target * (1 + 1e-12)))
+
+
+def false_reject_interval(n: int, rank: int, level: float = 0.95) -> tuple[float, float]:
+    """Give the interval of the realised false-reject rate of a threshold between scores `rank` and `rank`+1 of n."""
+    tail = (1 - level) / 2
+    low = stats.beta.ppf(tail, n - rank, rank + 1) if rank < n else 0.0
+    return float(low), float(stats.beta.ppf(1 - tail, n + 1 - rank, rank))
+
+
+def overkill_interval(n_calibration: int, rank: int, n_line: int, level: float = 0.99) -> tuple[int, int]:
+    """Give the interval of the number of false rejects among `n_line` further good parts (beta-binomial).
+
+    Both ends belong to it. It covers the chance in the calibration parts and in the line parts.
+    """
+    if not (1 <= rank <= n_calibration and n_line >= 0 and 0 < level < 1):
+        raise CalibrationError(
+            f"rank {rank} of {n_calibration} parts, {n_line} line parts, level {level}: "
+            "the rank must lie in 1..parts, the level in (0, 1)"
+        )
+    tail = (1 - level) / 2
+    low = stats.betabinom.ppf(tail, n_line, n_calibration - rank, rank + 1) if rank < n_calibration else 0
+    high = stats.betabinom.ppf(1 - tail, n_line, n_calibration + 1 - rank, rank)
+    return int(low), int(high)
+
+
+def tail_threshold(
+    scores: ArrayLike,
+    target: float,
+    *,
+    cross_fitted: bool = False,
+    groups: Sequence[object] | None = None,
+    seed: int = 0,
+) -> ThresholdResult:
+    """Set a threshold below what the parts support, by a generalised Pareto model of their upper tail.
+
+    A model, labelled as one: it assumes that the tail goes on beyond the largest score as it began. The interval is
+    the 95 % bootstrap interval of the rate under the fitted model. Arguments and errors as for `set_threshold`, and
+    at least 100 parts.
+    """
+    ordered, words = _part_scores(scores, target, groups)
+    n = len(ordered)
+    exceedances = int(TAIL_SHARE * n)
+    if exceedances < TAIL_PARTS:
+        raise CalibrationError(
+            f"{n} good parts are too few for a tail model: it needs {math.ceil(TAIL_PARTS / TAIL_SHARE)}. "
+            "Add good parts or choose a looser target."
+        )
+    if target >= exceedances / n:
+        raise CalibrationError(f"target {target} lies inside the scores: no tail model is needed, use set_threshold")
+    model = _fit_tail(ordered, exceedances)
+    rng = np.random.default_rng(seed)
+    rates = [
+        _tail_rate(model, _tail_quantile(_fit_tail(np.sort(rng.choice(ordered, n)), exceedances), target))
+        for _ in range(TAIL_RESAMPLES)
+    ]
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return ThresholdResult(
+        value=_tail_quantile(model, target),
+        rule=f"tail model: generalised Pareto on the top {exceedances} of {n} scores, shape {model.shape:.2f}{words}",
+        rank=None,
+        parts=n,
+        target_false_reject=target,
+        interval=(float(low), float(high)),
+        approximate=True,
+        flagged=f"{target:.4%} false rejects is extrapolated by a tail model, not counted on parts"
+        + ("; cross-fitted" if cross_fitted else ""),
+    )
+
+
+def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | None) -> tuple[NDArray[np.float64], str]:
+    """Give the scores of the parts in ascending order, and the words that say how pictures became parts."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1:
+        raise CalibrationError(f"scores of shape {values.shape}; expected one number per picture")
+    if not 0 < target < 1:
+        raise CalibrationError(f"target false-reject rate {target}: it must lie between 0 and 1, for example 0.01")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise CalibrationError(
+            f"{bad.size} of {values.size} scores are not finite, the first is number {bad[0]} ({values[bad[0]]}): "
+            "the model is broken or diverged; fit it again"
+        )
+    words = ""
+    pictures = values.size
+    if groups is not None:
+        if len(groups) != pictures:
+            raise CalibrationError(f"{len(groups)} groups for {pictures} scores: one per picture is needed")
+        largest: dict[object, float] = {}
+        for group, score in zip(groups, values.tolist(), strict=True):
+            largest[group] = max(score, largest.get(group, score))
+        values = np.array(list(largest.values()))
+        if values.size < pictures:
+            words = f"; {pictures} pictures of {values.size} parts, each part counted once with its largest score"
+    if values.size < SMALLEST_CALIBRATION:
+        raise CalibrationError(
+            f"{values.size} good parts are too few to set a threshold: at least {SMALLEST_CALIBRATION} are needed, "
+            "better 100 or more. Add pictures of further good parts."
+        )
+    ordered = np.sort(values)
+    if ordered[0] == ordered[-1]:
+        raise CalibrationError(
+            f"all {values.size} parts score {ordered[0]}: the model tells no two parts apart; fit it again"
+        )
+    return ordered, words
+
+
+def _supported(n: int, target: float) -> bool:
+    return rank_for(n, target) <= n
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    start: float
+    share: float  # of the parts above `start`
+    shape: float
+    scale: float
+
+
+def _fit_tail(ordered: NDArray[np.float64], exceedances: int) -> _Tail:
+    """Fit by probability-weighted moments (Hosking and Wallis 1987): closed form, steady on few exceedances."""
+    start = float(ordered[-exceedances - 1])
+    above = ordered[-exceedances:] - start
+    weights = (np.arange(exceedances, 0, -1) - 0.65) / exceedances
+    mean, weighted = float(above.mean()), float((weights * above).mean())
+    excess = mean - 2 * weighted
+    if excess <= 0:  # all mass in one place: no tail to speak of
+        return _Tail(start, exceedances / ordered.size, 0.0, max(mean, np.finfo(np.float64).tiny))
+    return _Tail(start, exceedances / ordered.size, 2 - mean / excess, 2 * mean * weighted / excess)
+
+
+def _tail_quantile(tail: _Tail, rate: float) -> float:
+    return tail.start + float(stats.genpareto.isf(rate / tail.share, tail.shape, scale=tail.scale))
+
+
+def _tail_rate(tail: _Tail, value: float) -> float:
+    return tail.share * float(stats.genpareto.sf(value - tail.start, tail.shape, scale=tail.scale))

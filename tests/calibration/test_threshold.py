@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from calibration.threshold import (
+    CalibrationError,
+    false_reject_interval,
+    overkill_interval,
+    rank_for,
+    set_threshold,
+    tail_threshold,
+)
+
+finite = st.floats(-1e6, 1e6)
+score_lists = st.lists(finite, min_size=20, max_size=200).filter(lambda s: len(set(s)) > 1)
+
+
+@given(score_lists, st.floats(0.001, 0.5))
+def test_rule_is_the_order_statistic_moved_half_way(scores: list[float], target: float) -> None:
+    n = len(scores)
+    result = set_threshold(scores, target)
+    ordered = sorted(scores)
+    if math.ceil(Fraction(n + 1) * (1 - Fraction(target))) > n:
+        assert result.target_false_reject == 1 / (n + 1)
+        assert "support no less" in result.flagged
+    else:
+        assert result.target_false_reject == target
+    assert result.rank is not None
+    below = ordered[result.rank - 1]
+    if result.rank < n:
+        above = ordered[result.rank]
+        assert below <= result.value <= above
+        assert result.value == pytest.approx((below + above) / 2, abs=1e-9)
+        assert not result.flagged
+    else:
+        assert result.value == pytest.approx(below + (below - ordered[-2]) / 2, abs=1e-9)
+        assert "single largest" in result.flagged
+    assert sum(s > result.value for s in scores) <= n - result.rank
+    low, high = result.interval
+    assert 0 <= low < high <= 1
+
+
+@pytest.mark.parametrize(
+    ("n", "target", "rank"),
+    [(99, 0.01, 99), (100, 0.01, 100), (199, 0.01, 198), (240, 0.05, 229), (20, 0.05, 20), (999, 0.1, 900)],
+)
+def test_rank_is_exact_where_floating_point_is_not(n: int, target: float, rank: int) -> None:
+    assert rank_for(n, target) == rank
+    assert set_threshold(np.arange(n), target).rank == rank
+
+
+def test_known_value() -> None:
+    result = set_threshold(np.arange(1, 200), 0.01)  # n = 199: rank 198
+    assert result.value == 198.5
+    assert result.parts == 199
+    assert result.rule == "score of rank 198 of 199, moved half-way to the next"
+
+
+@given(score_lists, st.randoms(use_true_random=False))
+def test_order_of_the_scores_does_not_matter(scores: list[float], random: object) -> None:
+    shuffled = list(scores)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert set_threshold(scores, 0.1) == set_threshold(shuffled, 0.1)
+
+
+@given(score_lists, st.floats(0.01, 0.4), st.floats(0.01, 0.4))
+def test_a_looser_target_never_raises_the_threshold(scores: list[float], a: float, b: float) -> None:
+    assert set_threshold(scores, max(a, b)).value <= set_threshold(scores, min(a, b)).value
+
+
+def test_ties_are_said_and_reject_no_more_than_promised() -> None:
+    scores = [0.0] * 50 + [1.0] * 50
+    result = set_threshold(scores, 0.3)  # ranks 70 and 71 are both 1.0
+    assert result.value == 1.0
+    assert "tied" in result.rule
+    assert "50 parts have this score" in result.rule
+
+
+def test_a_tie_at_the_top_is_flagged_and_does_not_move() -> None:
+    result = set_threshold([*range(30), 30, 30], 1e-4)
+    assert result.value == 30
+    assert result.flagged
+
+
+def test_pictures_of_one_part_count_once_with_their_largest_score() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=180)
+    groups = np.repeat(np.arange(60), 3)
+    grouped = set_threshold(scores, 0.05, groups=groups.tolist())
+    largest = set_threshold(scores.reshape(60, 3).max(axis=1), 0.05)
+    assert (grouped.value, grouped.parts, grouped.interval) == (largest.value, 60, largest.interval)
+    assert "180 pictures of 60 parts" in grouped.rule
+
+
+def test_cross_fitted_is_labelled() -> None:
+    result = set_threshold(np.arange(100), 0.05, cross_fitted=True)
+    assert result.approximate
+    assert "approximate" in result.rule
+    assert not set_threshold(np.arange(100), 0.05).approximate
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(CalibrationError, match="number 7"):
+        set_threshold([*range(7), bad, *range(40)], 0.05)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 19])
+def test_too_few_parts_are_refused(count: int) -> None:
+    with pytest.raises(CalibrationError, match="at least 20"):
+        set_threshold(list(range(count)), 0.1)
+
+
+def test_many_pictures_of_few_parts_are_too_few_parts() -> None:
+    with pytest.raises(CalibrationError, match="10 good parts"):
+        set_threshold(list(range(100)), 0.1, groups=[i % 10 for i in range(100)])
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, -0.1, 2.0, math.nan])
+def test_an_impossible_target_is_refused(target: float) -> None:
+    with pytest.raises(CalibrationError, match="target"):
+        set_threshold(list(range(100)), target)
+
+
+def test_a_model_that_says_nothing_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="tells no two parts apart"):
+        set_threshold([0.5] * 100, 0.05)
+
+
+def test_interval_matches_the_beta_law_of_order_statistics() -> None:
+    low, high = false_reject_interval(240, 229)
+    assert high == pytest.approx(stats.beta(12, 229).ppf(0.975))
+    assert low == pytest.approx(stats.beta(11, 230).ppf(0.025))
+    assert false_reject_interval(50, 50)[0] == 0
+    assert false_reject_interval(50, 50)[1] == pytest.approx(1 - 0.025 ** (1 / 50))
+
+
+@pytest.mark.parametrize("draw", ["normal", "lognormal", "uniform"])
+@pytest.mark.parametrize(("n", "target"), [(60, 0.05), (240, 0.02), (30, 0.04)])
+def test_realised_rate_lies_in_the_interval_as_often_as_promised(draw: str, n: int, target: float) -> None:
+    law = {"normal": stats.norm, "lognormal": stats.lognorm(1.0), "uniform": stats.uniform}[draw]
+    rng = np.random.default_rng(n)
+    trials = 2000
+    inside, rates = 0, []
+    for scores in law.rvs(size=(trials, n), random_state=rng):
+        result = set_threshold(scores, target)
+        rate = float(law.sf(result.value))
+        rates.append(rate)
+        inside += result.interval[0] <= rate <= result.interval[1]
+    slack = 4 * math.sqrt(0.95 * 0.05 / trials)
+    assert inside / trials >= 0.95 - slack
+    mean_slack = 4 * float(np.std(rates)) / math.sqrt(trials)
+    rank = rank_for(n, target)
+    assert np.mean(rates) <= (n + 1 - rank) / (n + 1) + mean_slack  # of the order statistic below
+    assert np.mean(rates) >= (n - rank) / (n + 1) - mean_slack  # of the one above
+
+
+def test_overkill_interval_matches_scipy() -> None:
+    low, high = overkill_interval(240, 229, 240)
+    assert high == stats.betabinom(240, 12, 229).ppf(0.995)
+    assert low == stats.betabinom(240, 11, 230).ppf(0.005)
+    assert overkill_interval(50, 50, 0) == (0, 0)
+
+
+@given(st.integers(20, 400), st.floats(0.005, 0.3), st.integers(0, 400))
+@settings(deadline=None)
+def test_overkill_interval_holds_what_is_expected(n: int, target: float, line: int) -> None:
+    rank = min(rank_for(n, target), n)
+    low, high = overkill_interval(n, rank, line)
+    assert 0 <= low <= high <= line
+    assert low <= line * (n + 1 - rank) / (n + 1) <= high + 1
+    wider = overkill_interval(n, rank, line, level=0.999)
+    assert wider[0] <= low
+    assert high <= wider[1]
+
+
+def test_overkill_covers_lines_of_further_parts() -> None:
+    rng = np.random.default_rng(5)
+    n, line, target, trials = 120, 240, 0.03, 3000
+    low, high = overkill_interval(n, rank_for(n, target), line)
+    inside = 0
+    for _ in range(trials):
+        scores = rng.normal(size=n + line)
+        value = set_threshold(scores[:n], target).value
+        inside += low <= int(np.sum(scores[n:] > value)) <= high
+    assert inside / trials >= 0.99 - 4 * math.sqrt(0.99 * 0.01 / trials)
+
+
+@pytest.mark.parametrize(
+    ("n", "rank", "line", "level"), [(20, 0, 5, 0.9), (20, 21, 5, 0.9), (20, 5, -1, 0.9), (20, 5, 5, 1)]
+)
+def test_overkill_refuses_nonsense(n: int, rank: int, line: int, level: float) -> None:
+    with pytest.raises(CalibrationError):
+        overkill_interval(n, rank, line, level)
+
+
+def test_tail_model_is_labelled_and_extrapolates() -> None:
+    scores = np.random.default_rng(0).exponential(size=400)
+    result = tail_threshold(scores, 0.0005)
+    assert result.rank is None
+    assert result.approximate
+    assert "tail model" in result.rule
+    assert "extrapolated" in result.flagged
+    assert result.value == pytest.approx(-math.log(0.0005), rel=0.35)
+    assert result.interval[0] < 0.0005 < result.interval[1]
+    assert tail_threshold(scores, 0.0005) == result
+
+
+@pytest.mark.parametrize("shape", [-0.2, 0.0, 0.2])
+def test_tail_model_is_right_on_average(shape: float) -> None:
+    law = stats.genpareto(shape)
+    rates = [law.sf(tail_threshold(law.rvs(size=500, random_state=seed), 0.001).value) for seed in range(30)]
+    assert 0.0005 < float(np.mean(rates)) < 0.003
+
+
+def test_tail_model_bears_ties() -> None:
+    assert math.isfinite(tail_threshold([0.0] * 150 + [1.0] * 50, 0.001).value)
+
+
+def test_tail_model_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(CalibrationError, match="too few for a tail model"):
+        tail_threshold(np.arange(99), 0.001)
+    with pytest.raises(CalibrationError, match="use set_threshold"):
+        tail_threshold(np.arange(200), 0.3)
