@@ -1,0 +1,319 @@
+"""VarAD, lightweight: how surprising is each visual token, given all tokens before it?
+
+The paper's (Cao et al., IEEE TII, arXiv 2412.17263): tokens of several hierarchies of a frozen backbone, an adapter per
+hierarchy, scanning in several directions, a selective state-space model (Mamba) that predicts each token from ALL
+preceding ones, and the discrepancy between predicted and original tokens as the anomaly score. Its constants are not
+public; this is VarAD-style with constants unverified, not a reproduction.
+
+Ours: the Mamba-2 form of the scan (`compile.scan`); a convolutional trunk; and probability in place of a bare distance.
+The model predicts a mean and a scale for each channel of the next token and is fitted by maximum likelihood, so that
+the discrepancy is counted in standard deviations: an unpredictable but normal texture is no anomaly. The adapter is a
+linear map that starts as whitening; its log-determinant in the likelihood pays for every direction that it would
+shrink, which is what keeps it from collapsing the task to a constant.
+
+One step t of one direction sees the projections of token t - 1 (a learned BOS vector at t = 0), so token t itself can
+never reach its own prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compile.scan import SelectiveScan
+
+DIRECTIONS = 4  # rows forward, rows backward, columns forward, columns backward
+TAPS = 4  # of the causal convolution
+LOG_SCALE = 2.5  # predicted log scales stay within +-LOG_SCALE
+WHITEN_FLOOR = 1e-2  # of the mean eigenvalue: below it lies noise, quantisation noise included
+COLLAPSE = 0.05  # smallest adapted spread, relative to the start, that is not a collapse
+
+Progress = Callable[[str, int, int], None]
+
+
+class FitError(RuntimeError):
+    """The fit failed. The message says how, and what to try."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width of one hierarchy's state-space block."""
+
+    width: int
+    heads: int
+    state: int
+
+
+SIZES = (Size(width=48, heads=2, state=16), Size(width=96, heads=4, state=16))
+
+
+def scan_orders(height: int, width: int) -> Tensor:
+    """int64 [4, L]: the cell (row-major number) that each step of each direction visits."""
+    rows = torch.arange(height * width)
+    columns = rows.reshape(height, width).T.reshape(-1)
+    return torch.stack([rows, rows.flip(0), columns, columns.flip(0)])
+
+
+class Stream(nn.Module):
+    """One hierarchy: adapter, state-space block and readout, for maps of one fixed size.
+
+    Args:
+        channels: of the trunk's map.
+        grid: its height and width.
+        size: of the block.
+
+    """
+
+    orders: Tensor
+    previous: Tensor
+    back: Tensor
+    places: Tensor
+    centre: Tensor
+    whitening: Tensor
+    level: Tensor
+
+    def __init__(self, channels: int, grid: tuple[int, int], size: Size) -> None:
+        super().__init__()
+        self.grid, self.size = grid, size
+        width, keys = size.width, size.heads * size.state
+        self.parts = [width, width, width, keys, keys, size.heads]  # residual, gate, x, B, C, step
+        orders = scan_orders(*grid)
+        length = orders.shape[1]
+        bos = torch.full((DIRECTIONS, 1), length)
+        self.register_buffer("orders", orders.reshape(-1), persistent=False)
+        self.register_buffer("previous", torch.cat([bos, orders[:, :-1]], 1).reshape(-1), persistent=False)
+        self.register_buffer("back", orders.argsort(1) + torch.arange(DIRECTIONS)[:, None] * length, persistent=False)
+        self.register_buffer("places", _places(*grid), persistent=False)
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("whitening", torch.eye(channels))
+        self.register_buffer("level", torch.ones(()))
+        self.scan = SelectiveScan()
+        self.adapter = nn.Parameter(torch.eye(channels))
+        self.embed = nn.Linear(channels, width)
+        self.in_proj = nn.Linear(width, sum(self.parts) - width)
+        self.place = nn.Linear(self.places.shape[1], sum(self.parts) - width + keys, bias=False)
+        self.bos = nn.Parameter(torch.zeros(sum(self.parts)))
+        self.direction = nn.Parameter(torch.zeros(DIRECTIONS, 1, sum(self.parts)))
+        self.conv = nn.Parameter(torch.zeros(TAPS, width))
+        self.log_rate = nn.Parameter(torch.zeros(size.heads))
+        self.skip = nn.Parameter(torch.ones(width))
+        self.norm_gate = nn.Parameter(torch.ones(width))
+        self.out_proj = nn.Linear(width, width)
+        self.norm_out = nn.Parameter(torch.ones(width))
+        self.readout = nn.Linear(width, 2 * channels)
+
+    def adapt(self, feature: Tensor) -> Tensor:
+        """Trunk map [B, C, h, w] to adapted tokens [B, L, C], row-major."""
+        tokens = feature.flatten(2).transpose(1, 2)
+        return (tokens - self.centre) @ (self.whitening @ self.adapter)
+
+    def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log scale [B, 4L, C] of the token at each step, from the tokens before it in that direction."""
+        size, width = self.size, self.size.width
+        length, keys = tokens.shape[1], size.heads * size.state
+        embedded = self.embed(tokens)
+        place = self.place(self.places)
+        projected = self.in_proj(functional.silu(embedded)) + place[:, :-keys]
+        seen = torch.cat([embedded, projected], 2)
+        seen = torch.cat([seen, self.bos.expand(seen.shape[0], 1, -1)], 1)
+        seen = seen.index_select(1, self.previous).reshape(-1, DIRECTIONS, length, sum(self.parts)) + self.direction
+        residual, gate, x, b, c, step = seen.reshape(-1, length, sum(self.parts)).split(self.parts, 2)  # type: ignore[no-untyped-call]
+        where = place[:, -keys:].index_select(0, self.orders).reshape(DIRECTIONS, length, keys)
+        c = (c.reshape(-1, DIRECTIONS, length, keys) + where).reshape(-1, length, keys)
+
+        past = functional.pad(x, (0, 0, TAPS - 1, 0))
+        x = functional.silu(
+            past[:, :length] * self.conv[0]
+            + past[:, 1 : length + 1] * self.conv[1]
+            + past[:, 2 : length + 2] * self.conv[2]
+            + x * self.conv[3]
+        )
+        dt = functional.softplus(step)
+        heads = [self._heads(v) for v in (x, b, c, dt)]
+        dt = heads[3]
+        rate = torch.exp(self.log_rate).reshape(1, -1, 1, 1)
+        a = -(dt.reshape(-1, size.heads, length, 1) * rate).reshape(-1, length)
+        y: Tensor = self.scan(heads[0] * dt, a, heads[1], heads[2])
+        y = y.reshape(-1, size.heads, length, width // size.heads).transpose(1, 2).reshape(-1, length, width)
+        y = _rms((y + x * self.skip) * functional.silu(gate)) * self.norm_gate
+        hidden = _rms(residual + self.out_proj(y)) * self.norm_out
+        mean, raw = self.readout(hidden).reshape(-1, DIRECTIONS * length, 2 * tokens.shape[2]).chunk(2, 2)
+        return mean, LOG_SCALE * torch.tanh(raw / LOG_SCALE)
+
+    def nll(self, feature: Tensor) -> Tensor:
+        """Negative log likelihood per channel of the whitened tokens, up to a constant; a scalar."""
+        tokens = self.adapt(feature)
+        mean, log_scale = self.predict(tokens)
+        error = (tokens.index_select(1, self.orders) - mean) * torch.exp(-log_scale)
+        volume = torch.linalg.slogdet(self.adapter)[1] / tokens.shape[2]
+        out: Tensor = (0.5 * error.square() + log_scale).mean() - volume
+        return out
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Trunk map [B, C, h, w] to discrepancy [B, h, w]: mean squared error in standard deviations, 1 when normal."""
+        tokens = self.adapt(feature)
+        mean, log_scale = self.predict(tokens)
+        error = (tokens.index_select(1, self.orders) - mean) * torch.exp(-log_scale)
+        surprise = error.square().mean(2)
+        surprise = surprise.index_select(1, self.back.reshape(-1)).reshape(-1, DIRECTIONS, tokens.shape[1]).mean(1)
+        out: Tensor = surprise.reshape(-1, *self.grid) / self.level
+        return out
+
+    def _heads(self, v: Tensor) -> Tensor:
+        """[G, L, H*n] to [G*H, L, n]."""
+        heads = self.size.heads
+        return v.reshape(v.shape[0], v.shape[1], heads, -1).transpose(1, 2).reshape(-1, v.shape[1], v.shape[2] // heads)
+
+
+class VarAD(nn.Module):
+    """The head: one `Stream` per hierarchy. Made by `fit_varad`."""
+
+    def __init__(
+        self, channels: Sequence[int], grids: Sequence[tuple[int, int]], sizes: Sequence[Size] = SIZES
+    ) -> None:
+        super().__init__()
+        self.streams = nn.ModuleList(Stream(c, g, s) for c, g, s in zip(channels, grids, sizes, strict=True))
+
+    def hierarchies(self) -> list[Stream]:
+        return [cast(Stream, stream) for stream in self.streams]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Trunk maps to one discrepancy map [B, h, w] per hierarchy."""
+        return tuple(stream(feature) for stream, feature in zip(self.hierarchies(), features, strict=True))
+
+
+def fit_varad(
+    features: Sequence[NDArray[Any]],
+    *,
+    seed: int,
+    progress: Progress | None = None,
+    steps: int = 400,
+    batch: int = 8,
+    rate: float = 3e-3,
+    sizes: Sequence[Size] = SIZES,
+) -> VarAD:
+    """Fit the head on trunk maps of good images.
+
+    Args:
+        features: one array or memmap [n, C, h, w] per hierarchy, float16 or float32. Several renderings of an image
+            (float and quantised trunk) may stand in it as further rows: the head then learns to ignore their noise.
+        seed: fixes the result, on one thread to the bit.
+        progress: called with (what, done, of).
+        steps: optimiser steps; the time is proportional to it.
+        batch: images per step.
+        rate: peak learning rate.
+        sizes: of the blocks.
+
+    Raises:
+        FitError: the fit diverged or the adapter collapsed.
+
+    """
+    count = features[0].shape[0]
+    if count == 0 or any(f.shape[0] != count for f in features):
+        raise ValueError(f"features of {[f.shape[0] for f in features]} images: want the same number, at least one")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VarAD([f.shape[1] for f in features], [(f.shape[2], f.shape[3]) for f in features], sizes)
+        for stream, feature in zip(model.hierarchies(), features, strict=True):
+            _start(stream, feature)
+        model.train()
+        _optimise(model, features, seed, steps=steps, batch=batch, rate=rate, progress=progress)
+    model.eval().requires_grad_(requires_grad=False)
+    check_adapters(model)
+    _set_levels(model, features)
+    return model
+
+
+def check_adapters(model: VarAD) -> None:
+    """Raise FitError when an adapter shrank a direction of its tokens: a constant is easy to predict, and useless."""
+    for i, stream in enumerate(model.hierarchies()):
+        smallest = float(torch.linalg.svdvals(stream.adapter.detach().double())[-1])
+        if not smallest >= COLLAPSE:
+            raise FitError(
+                f"adapter of hierarchy {i} collapsed: a direction of its tokens shrank to {smallest:.3g} of its spread "
+                f"(at least {COLLAPSE} wanted). Fit with another seed, or check that the pictures differ at all."
+            )
+
+
+def _start(stream: Stream, feature: NDArray[Any]) -> None:
+    """Whitening from the data; the rest as Mamba starts."""
+    channels = feature.shape[1]
+    chosen = np.linspace(0, feature.shape[0] - 1, min(feature.shape[0], 256)).astype(int)
+    rows = np.asarray(feature[chosen], np.float64).transpose(0, 2, 3, 1).reshape(-1, channels)
+    values, vectors = np.linalg.eigh(np.cov(rows.T).reshape(channels, channels))
+    values = np.maximum(values, 0) + WHITEN_FLOOR * max(float(values.mean()), 1e-12)
+    stream.centre.copy_(torch.from_numpy(rows.mean(0)))
+    stream.whitening.copy_(torch.from_numpy(vectors / np.sqrt(values)))
+    heads = stream.size.heads
+    with torch.no_grad():
+        stream.conv.uniform_(-1 / math.sqrt(TAPS), 1 / math.sqrt(TAPS))
+        stream.conv[-1] += 1
+        stream.log_rate.copy_(torch.linspace(0.0, math.log(8.0), heads))
+        steps = torch.exp(torch.linspace(math.log(1e-3), math.log(0.1), heads))
+        stream.in_proj.bias[-heads:] = torch.log(torch.expm1(steps))
+        stream.readout.weight.mul_(0.1)
+        stream.readout.bias.zero_()
+
+
+def _optimise(
+    model: VarAD,
+    features: Sequence[NDArray[Any]],
+    seed: int,
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    progress: Progress | None,
+) -> None:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    order = np.random.default_rng(seed)
+    count = features[0].shape[0]
+    queue: list[int] = []
+    for step in range(steps):
+        while len(queue) < batch:
+            queue += order.permutation(count).tolist()
+        chosen, queue = sorted(set(queue[:batch])), queue[batch:]
+        maps = [torch.from_numpy(np.asarray(f[chosen], np.float32)) for f in features]
+        losses = [stream.nll(feature) for stream, feature in zip(model.hierarchies(), maps, strict=True)]
+        loss = torch.stack(losses).sum()
+        if not torch.isfinite(loss):
+            raise FitError(f"the fit diverged at step {step} of {steps}: loss {loss.item()}. Lower the learning rate.")
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress("fit", step + 1, steps)
+
+
+@torch.no_grad()
+def _set_levels(model: VarAD, features: Sequence[NDArray[Any]]) -> None:
+    """Scale each hierarchy's discrepancy to mean 1 on the good images, so that none drowns the others."""
+    chosen = np.linspace(0, features[0].shape[0] - 1, min(features[0].shape[0], 64)).astype(int)
+    for stream, feature in zip(model.hierarchies(), features, strict=True):
+        stream.level.copy_(stream(torch.from_numpy(np.asarray(feature[chosen], np.float32))).mean())
+
+
+def _places(height: int, width: int) -> Tensor:
+    """[L, 16]: sine and cosine of each cell's row and column at four wavelengths, relative to the picture."""
+
+    def waves(n: int) -> Tensor:
+        phase = math.pi * (torch.arange(n, dtype=torch.float32) + 0.5)[:, None] / n * torch.tensor([1.0, 2, 4, 8])
+        return torch.cat([phase.sin(), phase.cos()], 1)
+
+    rows, columns = waves(height)[:, None].expand(-1, width, -1), waves(width).expand(height, -1, -1)
+    return torch.cat([rows, columns], 2).reshape(height * width, -1)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
