@@ -234,8 +234,15 @@ def _fit_tail(ordered: NDArray[np.float64], exceedances: int) -> _Tail:
 
 
 def _tail_quantile(tail: _Tail, rate: float) -> float:
-    return tail.start + float(stats.genpareto.isf(rate / tail.share, tail.shape, scale=tail.scale))
+    times = rate / tail.share
+    if abs(tail.shape) < 1e-9:
+        return tail.start - tail.scale * math.log(times)
+    return tail.start + tail.scale * (times**-tail.shape - 1) / tail.shape
 
 
 def _tail_rate(tail: _Tail, value: float) -> float:
-    return tail.share * float(stats.genpareto.sf(value - tail.start, tail.shape, scale=tail.scale))
+    above = (value - tail.start) / tail.scale
+    if abs(tail.shape) < 1e-9:
+        return tail.share * math.exp(-above)
+    reach = 1 + tail.shape * above
+    return tail.share * math.pow(reach, -1 / tail.shape) if reach > 0 else 0.0

@@ -11,6 +11,9 @@ from scipy import stats
 
 from calibration.threshold import (
     CalibrationError,
+    _Tail,
+    _tail_quantile,
+    _tail_rate,
     false_reject_interval,
     overkill_interval,
     rank_for,
@@ -229,3 +232,13 @@ def test_tail_model_refuses_what_it_cannot_do() -> None:
         tail_threshold(np.arange(99), 0.001)
     with pytest.raises(CalibrationError, match="use set_threshold"):
         tail_threshold(np.arange(200), 0.3)
+
+
+@pytest.mark.parametrize("shape", [-0.4, -1e-12, 0.0, 0.3])
+def test_tail_arithmetic_is_the_generalised_pareto_law(shape: float) -> None:
+    tail = _Tail(start=2.0, share=0.2, shape=shape, scale=1.5)
+    law = stats.genpareto(shape, loc=2.0, scale=1.5)
+    for rate in (0.1, 0.01, 1e-4):
+        value = _tail_quantile(tail, rate)
+        assert value == pytest.approx(law.isf(rate / 0.2))
+        assert _tail_rate(tail, value) == pytest.approx(rate)
