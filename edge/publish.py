@@ -255,14 +255,16 @@ def lock(cursor_file: Path) -> IO[str]:
     file = cursor_file.with_name(cursor_file.name + ".lock")
     try:
         held = file.open("w", encoding="ascii")
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BeltlineError(
-            f"another `beltline publish` holds {file}: stop it first (systemctl stop beltline-publish)"
-        ) from None
     except OSError as error:
         raise BeltlineError(
             f"{file}: {error.strerror}. The cursor lives beside the journal: its folder must be writable."
+        ) from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        raise BeltlineError(
+            f"another `beltline publish` holds {file}: stop it first (systemctl stop beltline-publish)"
         ) from None
     return held
 

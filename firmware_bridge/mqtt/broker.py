@@ -20,7 +20,7 @@ class Broker:
     """Not thread-safe: the thread that calls `step` owns it."""
 
     def __init__(self, settings: MqttSettings, client_id: str, will: Will, versions: VersionChoice) -> None:
-        self.counters: Counter[str] = Counter()  # connects, unreachable, closed_early, wrong_version, refused, lost
+        self.counters = Counter({"connects": 0, **{how.value: 0 for how in Ended}})
         self.problem = "not connected yet"  # empty while connected
         self.session: Session | None = None  # a connected one, or None
         self._settings, self._client_id, self._will, self._versions = settings, client_id, will, versions
@@ -43,12 +43,15 @@ class Broker:
             if now_ns < self._next_ns:
                 time.sleep(min(timeout_s, (self._next_ns - now_ns) / 1e9))
                 return False
-            session = self._opening = Session(
-                self._settings, self._client_id, self._versions.version(now_ns), self._will
-            )
+            will = None if self._versions.needs_probe(now_ns) else self._will
+            session = self._opening = Session(self._settings, self._client_id, self._versions.version(now_ns), will)
         session.step(timeout_s)
         if session.ended:
             self._ended(session, session.ended)
+        elif session.connected and session.is_probe:
+            session.close()
+            self._opening = None
+            self._versions.connected(session.version)
         elif session.connected and self._opening:
             self.session, self._opening = session, None
             self._versions.connected(session.version)
@@ -59,7 +62,8 @@ class Broker:
             return True
         elif self.session and self._versions.wants_upgrade(now_ns):
             session.close()
-            self._ended(session, Ended.LOST)
+            self.session = None
+            self.problem = "trying MQTT 5 again"
         return False
 
     def close(self) -> None:

@@ -64,8 +64,9 @@ class Will(NamedTuple):
 class Session:
     """Connects at once (blocks for CONNECT_TIMEOUT_S at most, and for TLS), then lives until `ended` is set."""
 
-    def __init__(self, settings: MqttSettings, client_id: str, version: Version, will: Will) -> None:
+    def __init__(self, settings: MqttSettings, client_id: str, version: Version, will: Will | None) -> None:
         self.version = version
+        self.is_probe = will is None  # only asks whether the broker speaks this version
         self.connected = False
         self.ended: Ended | None = None
         self.cause = ""
@@ -89,7 +90,8 @@ class Session:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
-        self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if will:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         try:
             self._authenticate(settings)
             self._client.connect(settings.host, settings.use_port, settings.keepalive_s)
