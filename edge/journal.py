@@ -114,12 +114,12 @@ class Journal:
 
     # What the station tells
 
-    def trigger(self, trigger: Trigger) -> None:
-        """A part is on its way: from now on it is unresolved. Repeating one changes nothing."""
+    def trigger(self, trigger: Trigger) -> bool:
+        """A part is on its way: from now on it is unresolved. False for a repetition, which changes nothing."""
         part_id = trigger.part_id
         with self._changed:
             if part_id in self._settled or part_id in self._waiting:
-                return
+                return False
             self._waiting[part_id] = _Waiting(trigger.count, trigger.at_ns, self.boot_id, {})
             self._see(part_id)
             self._write(
@@ -127,9 +127,10 @@ class Journal:
                 "WHERE NOT EXISTS (SELECT 1 FROM outcome WHERE epoch = ? AND part = ?)",
                 (*part_id, trigger.count, trigger.at_ns, self.boot_id, *part_id),
             )
+            return True
 
-    def verdict(self, verdict: Verdict, input_crc32: int | None = None) -> None:
-        """Remember what the station asked for, until the outcome comes."""
+    def verdict(self, verdict: Verdict, input_crc32: int | None = None) -> bool:
+        """Remember what the station asks for, until the outcome comes. False when that has come already."""
         record = {
             "verdict_decision": verdict.decision.value,
             "verdict_reason": verdict.reason.value,
@@ -139,13 +140,14 @@ class Journal:
             "input_crc32": input_crc32,
             "times_ms": verdict.times_ms,
         }
+        text = json.dumps(record)
         with self._changed:
-            if waiting := self._waiting.get(verdict.part_id):
-                waiting.verdict = record
-                self._write(
-                    "UPDATE trigger SET verdict = ? WHERE epoch = ? AND part = ?",
-                    (json.dumps(record), *verdict.part_id),
-                )
+            waiting = self._waiting.get(verdict.part_id)
+            if waiting is None:
+                return False
+            waiting.verdict = record
+            self._write("UPDATE trigger SET verdict = ? WHERE epoch = ? AND part = ?", (text, *verdict.part_id))
+            return True
 
     def outcome(self, outcome: Outcome) -> bool:
         """Settle a part, also one whose trigger was never heard. False when it was settled before."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from edge.errors import BeltlineError
+from firmware_bridge.link.settings import LinkSettings
 from firmware_bridge.modbus.settings import ModbusSettings
 from firmware_bridge.mqtt.settings import MqttSettings, TopicLevel
 
@@ -121,6 +122,12 @@ class NoReject(Table):
     kind: Literal["none"] = "none"
 
 
+class LinkReject(LinkSettings):
+    """The beltline reject controller on a serial port."""
+
+    kind: Literal["link"]
+
+
 class ModbusReject(ModbusSettings):
     """A plant's own PLC over Modbus."""
 
@@ -128,7 +135,7 @@ class ModbusReject(ModbusSettings):
 
 
 Source = Annotated[FolderSource | VideoSource | CameraSource | BeltSource, Field(discriminator="kind")]
-Reject = Annotated[NoReject | ModbusReject, Field(discriminator="kind")]
+Reject = Annotated[NoReject | LinkReject | ModbusReject, Field(discriminator="kind")]
 
 
 class Paths(Table):
@@ -197,7 +204,7 @@ def _anchor(table: AnyModel, folder: Path) -> AnyModel:
         value = getattr(table, name)
         if isinstance(value, BaseModel):
             anchored[name] = _anchor(value, folder)
-        elif isinstance(value, Path):
+        elif isinstance(value, Path) and not value.is_absolute():
             anchored[name] = folder / value.expanduser()
     return table.model_copy(update=anchored)
 

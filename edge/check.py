@@ -1,0 +1,134 @@
+"""`beltline run --check`: what a station file means on this box, and what would stop it. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from edge.bundle import Bundle, read_bundle
+from edge.control import ControlError, ask
+from edge.errors import BeltlineError
+from edge.front_end import FrameError, rgb
+from edge.reject import describe
+from edge.scorer import Scorer, choose_scorer, measure_ms
+from edge.settings import CameraSource, FolderSource, Settings, VideoSource
+from edge.sources import CaptureError, open_source
+from firmware_bridge.parts import PartId, Trigger
+
+
+class Finding(NamedTuple):
+    what: str
+    found: str
+    ok: bool = True
+
+
+def check_station(settings: Settings) -> list[Finding]:
+    """Everything that the station needs, in the order in which it would be started."""
+    findings = [Finding("station", "/".join((settings.station.site, settings.station.line, settings.station.name)))]
+    bundle: Bundle | None = None
+    try:
+        bundle = read_bundle(settings.bundle.path)
+        findings += _bundle(bundle)
+        scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads)
+        findings += _scorer(scorer, settings)
+    except BeltlineError as error:
+        findings.append(Finding("bundle", str(error), ok=False))
+    findings += _source(settings, bundle)
+    what, ok = describe(settings.reject)
+    findings.append(Finding("reject path", what, ok))
+    broker = f"{settings.mqtt.host}, port {settings.mqtt.use_port}" if settings.mqtt else "none: nothing is published"
+    findings.append(Finding("mqtt", broker))
+    bench = settings.reject.kind == "none"
+    for key, file, look in (
+        ("journal", settings.paths.journal, _writable),
+        ("control", settings.paths.control, _control),
+    ):
+        if bench and key not in settings.paths.model_fields_set:
+            findings.append(Finding(key, "none: a bench keeps nothing unless [paths] says so"))
+        else:
+            findings.append(look(key, file))
+    return findings
+
+
+def _bundle(bundle: Bundle) -> Iterator[Finding]:
+    manifest = bundle.manifest
+    yield Finding("bundle", f"{manifest.name} {manifest.version}, {manifest.method}, id {bundle.id[:12]}")
+    yield Finding("signature", "signed, not verified by this version" if bundle.signed else "unsigned")
+    source = manifest.input.source
+    yield Finding(
+        "frames",
+        f"{_span(source.width)} x {_span(source.height)} pixels, {source.channels} channel(s), white {source.white}; "
+        f"scored at {manifest.input.width} x {manifest.input.height}",
+    )
+
+
+def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
+    yield Finding("graph", f"{scorer.graph}, {measure_ms(scorer):.1f} ms here, gives its golden answers")
+    default = scorer.bundle.thresholds[scorer.graph]
+    chosen = settings.bundle.threshold
+    if chosen is not None:
+        yield Finding("threshold", f"{chosen:.6g} from the station file (the bundle's own: {default.value:.6g})")
+        return
+    low, high = default.interval
+    notes = (" approximate." if default.approximate else "") + (f" {default.flagged}." if default.flagged else "")
+    yield Finding(
+        "threshold",
+        f"{default.value:.6g} for {default.target_false_reject:.2%} false rejects ({low:.2%} to {high:.2%}), set on "
+        f"{default.parts} parts: {default.rule}.{notes}",
+    )
+
+
+def _source(settings: Settings, bundle: Bundle | None) -> Iterator[Finding]:
+    source = settings.source
+    if isinstance(source, CameraSource):
+        there = os.access(source.device, os.R_OK | os.W_OK)
+        problem = "not permitted: join the group `video`" if source.device.exists() else "not there: plug it in"
+        yield Finding("source", f"camera {source.device}" + ("" if there else f": {problem}"), there)
+    elif isinstance(source, (FolderSource, VideoSource)):
+        yield _first_picture(source, bundle)
+    else:
+        there = source.socket.exists()
+        yield Finding("source", f"belt {source.socket}" + ("" if there else ": not there: start the simulator"), there)
+
+
+def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None) -> Finding:
+    try:
+        source = open_source(settings)
+        try:
+            frame = source.frame(Trigger(PartId(0, 1), 0, 0, 0, 0), 0)
+        finally:
+            source.close()
+        assert frame is not None
+        if bundle:
+            rgb(frame.image, bundle.manifest.input)
+    except BeltlineError as error:
+        return Finding("source", str(error), ok=False)
+    except (CaptureError, FrameError) as error:
+        return Finding("source", f"{settings.kind} {settings.path}: the first picture: {error}", ok=False)
+    height, width = frame.image.shape[:2]
+    return Finding("source", f"{settings.kind} {settings.path}: the first picture is {width} x {height}")
+
+
+def _writable(key: str, file: Path) -> Finding:
+    place = file if file.exists() else file.parent
+    if os.access(place, os.W_OK):
+        return Finding(key, str(file))
+    problem = "not writable" if place.exists() else "the folder does not exist"
+    return Finding(key, f"{file}: {problem}. Create it, or set [paths] {key}.", ok=False)
+
+
+def _control(key: str, file: Path) -> Finding:
+    if file.exists():
+        try:
+            ask(file, "status")
+        except ControlError:
+            pass
+        else:
+            return Finding(key, f"{file}: a station is running here", ok=False)
+    return _writable(key, file)
+
+
+def _span(limits: tuple[int, int]) -> str:
+    return str(limits[0]) if limits[0] == limits[1] else f"{limits[0]}..{limits[1]}"

@@ -1,0 +1,141 @@
+"""The control socket: how `beltline status`, `ack` and `jog-gate` talk to the running station.
+
+Wire: a Unix stream socket, mode 0660, so that its group may operate the station. One request per connection: one line
+of JSON, {"do": "status"}; one line comes back, {"ok": true, "reply": ...} or {"ok": false, "error": "..."}. A request
+that is too long, too slow, no JSON or of an unknown name is answered with an error. The server has a thread of its own
+and serves one connection after the other: nobody who asks can hold up the loop. A socket that a killed station left
+behind is replaced; one that answers means that another station runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge.errors import BeltlineError
+
+log = logging.getLogger(__name__)
+
+LONGEST_REQUEST = 4096  # bytes
+LONGEST_REPLY = 1 << 20
+TIMEOUT_S = 2.0  # for one connection
+
+
+class ControlError(BeltlineError):
+    """The station is not there, or refuses what was asked."""
+
+
+class ControlServer:
+    """Answers requests by name. A handler that raises RuntimeError refuses, with its message."""
+
+    def __init__(self, path: Path, handlers: Mapping[str, Callable[[], Any]]) -> None:
+        self._path, self._handlers = path, handlers
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+
+    def open(self) -> None:
+        """Listen.
+
+        Raises:
+            ControlError: another station listens here, or the folder cannot be written.
+
+        """
+        if self._path.exists():
+            try:
+                ask(self._path, "status")
+            except ControlError:
+                self._path.unlink()
+            else:
+                raise ControlError(f"{self._path}: another station is running. Stop it, or set [paths] control.")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._listener.bind(str(self._path))
+            self._path.chmod(0o660)
+        except OSError as error:
+            self._listener.close()
+            raise ControlError(
+                f"{self._path}: cannot listen ({error.strerror or error}). Set [paths] control in the station file."
+            ) from error
+        self._listener.listen(8)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing = True
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._closing:
+                    return
+                raise
+            with connection:
+                connection.settimeout(TIMEOUT_S)
+                try:
+                    answer = self._answer(_read_line(connection, LONGEST_REQUEST))
+                    connection.sendall(json.dumps(answer).encode() + b"\n")
+                except OSError as error:
+                    log.info("control: a request was dropped: %s", error)
+
+    def _answer(self, request: bytes) -> dict[str, Any]:
+        try:
+            asked = json.loads(request)
+        except ValueError:
+            return {"ok": False, "error": "the request is not one line of JSON"}
+        name = asked.get("do") if isinstance(asked, dict) else None
+        handler = self._handlers.get(name) if isinstance(name, str) else None
+        if handler is None:
+            return {"ok": False, "error": f"no request {name!r}; there are: {', '.join(self._handlers)}"}
+        try:
+            return {"ok": True, "reply": handler()}
+        except RuntimeError as error:
+            return {"ok": False, "error": str(error)}
+
+
+def ask(path: Path, request: str) -> Any:
+    """Ask the station behind a control socket.
+
+    Raises:
+        ControlError: no station answers, or it refuses.
+
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_S)
+        try:
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"do": request}).encode() + b"\n")
+            line = _read_line(connection, LONGEST_REPLY)
+        except PermissionError:
+            raise ControlError(f"{path}: not permitted. Join the group of the socket, or use sudo.") from None
+        except OSError as error:
+            raise ControlError(
+                f"{path}: no station answers ({error.strerror or error}). Start one with `beltline run STATION.toml`."
+            ) from error
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        raise ControlError(f"{path}: the station broke off its answer. Ask again.") from None
+    if not answer["ok"]:
+        raise ControlError(f"the station refuses: {answer['error']}")
+    return answer["reply"]
+
+
+def _read_line(connection: socket.socket, longest: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < longest:
+        received = connection.recv(65536)
+        if not received:
+            break
+        line += received
+    return line

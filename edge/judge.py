@@ -1,0 +1,72 @@
+"""From a part's trigger to the verdict on it. What is not a proven ACCEPT is a REJECT or a FAULT with its reason."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from edge.frame import Frame, Score
+from edge.front_end import FrameError
+from edge.scorer import BadScoreError, Scorer, ScorerError
+from edge.sources import CaptureError
+from firmware_bridge.parts import Decision, Reason, Trigger, Verdict
+
+log = logging.getLogger(__name__)
+
+
+class Judged(NamedTuple):
+    """A verdict with what it was made from, where there was any."""
+
+    verdict: Verdict
+    frame: Frame | None = None
+    score: Score | None = None
+
+
+class Judge:
+    """Bundle, threshold and recipe under which parts are judged."""
+
+    def __init__(self, scorer: Scorer, recipe: str, threshold: float | None = None) -> None:
+        """`threshold`: the recipe's own, which wins over the bundle's."""
+        self.scorer, self.recipe = scorer, recipe
+        self.threshold = scorer.threshold if threshold is None else threshold
+
+    def judge(self, trigger: Trigger, take_frame: Callable[[Trigger], Frame]) -> Judged:
+        """Take the part's frame, score it and decide. Reject when score > threshold."""
+        start_ns = time.monotonic_ns()
+        times_ms = {"queue": (start_ns - trigger.at_ns) / 1e6}
+        frame: Frame | None = None
+        try:
+            frame = take_frame(trigger)
+            times_ms["frame"] = (time.monotonic_ns() - start_ns) / 1e6
+            if frame.part_id != trigger.part_id:
+                raise CaptureError(Reason.AMBIGUOUS_FRAME, f"the source gave the picture of {frame.part_id}")
+            score = self.scorer.score(frame.image)
+        except CaptureError as error:
+            return Judged(self._fault(trigger, error.reason, times_ms, error), frame)
+        except FrameError as error:
+            return Judged(self._fault(trigger, Reason.BAD_FRAME, times_ms, error), frame)
+        except BadScoreError as error:
+            return Judged(self._fault(trigger, Reason.BAD_SCORE, times_ms, error), frame)
+        except ScorerError as error:
+            return Judged(self._fault(trigger, Reason.SCORER_FAILED, times_ms, error), frame)
+        times_ms.update(score.times_ms)
+        accept = score.value <= self.threshold
+        decision = Decision.ACCEPT if accept else Decision.REJECT
+        reason = Reason.SCORE_BELOW_THRESHOLD if accept else Reason.SCORE_ABOVE_THRESHOLD
+        return Judged(self._verdict(trigger, decision, reason, score.value, times_ms), frame, score)
+
+    def refuse(self, trigger: Trigger, reason: Reason) -> Judged:
+        """A FAULT without looking."""
+        return Judged(self._verdict(trigger, Decision.FAULT, reason, None, {}))
+
+    def _fault(self, trigger: Trigger, reason: Reason, times_ms: dict[str, float], error: Exception) -> Verdict:
+        log.warning("part %s: %s: %s", trigger.part_id, reason.value, error)
+        return self._verdict(trigger, Decision.FAULT, reason, None, times_ms)
+
+    def _verdict(
+        self, trigger: Trigger, decision: Decision, reason: Reason, score: float | None, times_ms: dict[str, float]
+    ) -> Verdict:
+        times_ms["total"] = (time.monotonic_ns() - trigger.at_ns) / 1e6
+        return Verdict(trigger.part_id, decision, reason, score, self.threshold, self.recipe, times_ms)

@@ -1,0 +1,38 @@
+"""From the [reject] table to the path that throws parts off the belt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edge.settings import LinkReject, ModbusReject, Reject
+from firmware_bridge.link import Link
+from firmware_bridge.reject_path import Memory, RejectPath
+
+
+def make_path(settings: Reject, memory: Memory, *, inhibit: bool) -> RejectPath:
+    """The reject path that the settings describe, not yet open. `inhibit`: the gate stays in its passing state."""
+    if isinstance(settings, LinkReject):
+        return Link(settings, memory, inhibit)
+    raise ValueError(f"no reject path of kind {settings.kind!r}: a bench makes its own")
+
+
+def describe(settings: Reject) -> tuple[str, bool]:
+    """One line for people, and whether the path could be opened now."""
+    if isinstance(settings, LinkReject):
+        return _port(settings.port, f"reject controller at {settings.port}, {settings.baud} baud")
+    if isinstance(settings, ModbusReject):
+        if settings.transport == "tcp":
+            return f"PLC at {settings.host}, Modbus TCP port {settings.port}, unit {settings.unit}", True
+        return _port(
+            settings.device, f"PLC at {settings.device}, Modbus RTU {settings.baud} baud, unit {settings.unit}"
+        )
+    return "none: a bench with soft triggers, nothing is thrown off any belt", True
+
+
+def _port(device: str, text: str) -> tuple[str, bool]:
+    if not Path(device).exists():
+        return f"{text}: not there. Plug it in, or correct [reject] in the station file.", False
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"{text}: not permitted. Add the user to the group `dialout`.", False
+    return text, True

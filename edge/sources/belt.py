@@ -1,0 +1,135 @@
+"""The belt simulator's camera: a Unix socket that sends one packet per exposure, and names the part in it.
+
+Wire: SOCK_SEQPACKET; each packet is one JSON object {"epoch", "part", "captured_ns", "picture"}, `captured_ns` on
+CLOCK_MONOTONIC, `picture` the path of an image file. The simulator plays the camera and the photo-eye, so the part id
+is certain and nothing is paired by time. A packet that is no such object is counted and ignored; a connection that ends
+is made again every half second, and parts without a picture are NO_FRAME.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+from edge.frame import Frame
+from edge.front_end import FrameError
+from edge.picture import decode
+from edge.settings import BeltSource
+from edge.sources.source import CaptureError
+from firmware_bridge.parts import PartId, Reason, Trigger
+
+log = logging.getLogger(__name__)
+
+KEPT = 256  # announced exposures
+RECONNECT_S = 0.5
+LONGEST_PACKET = 65536
+
+
+class Exposure(NamedTuple):
+    part_id: PartId
+    captured_ns: int
+    picture: Path
+
+
+class Belt:
+    """On demand: exposures are noted as they come, the picture is read when its part is asked for."""
+
+    def __init__(self, settings: BeltSource) -> None:
+        self._settings = settings
+        self._arrived = threading.Condition()
+        self._exposures: OrderedDict[PartId, Exposure | None] = OrderedDict()  # None: announced twice
+        self._counters: Counter[str] = Counter()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="grab", daemon=True)
+
+    def open(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def expect(self, trigger: Trigger) -> None:
+        pass
+
+    def frame(self, trigger: Trigger, timeout_s: float) -> Frame | None:
+        part_id = trigger.part_id
+        last_ns = trigger.at_ns + int(self._settings.timeout_ms * 1e6)
+        with self._arrived:
+            wait_s = min(timeout_s, (last_ns - time.monotonic_ns()) / 1e9)
+            if not self._arrived.wait_for(lambda: part_id in self._exposures, max(0.0, wait_s)):
+                if time.monotonic_ns() < last_ns:
+                    return None
+                raise CaptureError(Reason.NO_FRAME, f"{self._settings.socket}: no picture of part {part_id}")
+            exposure = self._exposures[part_id]
+        if exposure is None:
+            raise CaptureError(Reason.AMBIGUOUS_FRAME, f"{self._settings.socket}: two pictures of part {part_id}")
+        try:
+            image = decode(exposure.picture.read_bytes())
+        except (OSError, FrameError) as error:
+            self._count("unreadable")
+            raise CaptureError(Reason.BAD_FRAME, f"{exposure.picture}: {error}") from error
+        self._count("frames")
+        return Frame(part_id, exposure.captured_ns, image, exposure.picture.name)
+
+    def counters(self) -> dict[str, int]:
+        with self._arrived:
+            return dict(self._counters)
+
+    def _count(self, cause: str) -> None:
+        with self._arrived:
+            self._counters[cause] += 1
+
+    def _listen(self) -> None:
+        while not self._closing.is_set():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as camera:
+                camera.settimeout(0.2)
+                try:
+                    camera.connect(str(self._settings.socket))
+                    self._count("opened")
+                    self._receive(camera)
+                    self._count("disconnected")
+                except OSError as error:
+                    log.debug("belt camera %s: %s", self._settings.socket, error)
+                    self._count("open_failed")
+            self._closing.wait(RECONNECT_S)
+
+    def _receive(self, camera: socket.socket) -> None:
+        while not self._closing.is_set():
+            try:
+                packet = camera.recv(LONGEST_PACKET)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                return
+            if not packet:
+                return
+            exposure = parse(packet)
+            with self._arrived:
+                if exposure is None:
+                    self._counters["bad_packet"] += 1
+                    continue
+                self._counters["exposures"] += 1
+                again = exposure.part_id in self._exposures
+                self._exposures[exposure.part_id] = None if again else exposure
+                if len(self._exposures) > KEPT:
+                    self._exposures.popitem(last=False)
+                self._arrived.notify_all()
+
+
+def parse(packet: bytes) -> Exposure | None:
+    """The exposure that a packet announces, or None when it is not one."""
+    try:
+        raw = json.loads(packet)
+        epoch, part, captured_ns, picture = raw["epoch"], raw["part"], raw["captured_ns"], raw["picture"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not all(type(number) is int for number in (epoch, part, captured_ns)) or not isinstance(picture, str):
+        return None
+    return Exposure(PartId(epoch, part), captured_ns, Path(picture)) if "\0" not in picture else None

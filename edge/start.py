@@ -1,0 +1,71 @@
+"""Put a station together from its settings, and take it apart with every queue flushed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edge.bench import BenchPath
+from edge.bundle import read_bundle
+from edge.control import ControlServer
+from edge.journal import Journal
+from edge.judge import Judge, Judged
+from edge.reject import make_path
+from edge.scorer import choose_scorer
+from edge.settings import Settings
+from edge.sources import PictureSource, open_source
+from edge.sources.folder import Folder
+from edge.sources.video import Video
+from edge.station import Station
+from edge.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def started(
+    settings: Settings, *, dry_run: bool = False, on_judged: Callable[[Judged], None] | None = None
+) -> Iterator[Station]:
+    """A station ready to `run`.
+
+    A bench (no reject path) ends with its pictures. It journals and listens only where the file says so, because it is
+    for trying a bundle beside a station, and marks its outcomes as dry run.
+
+    Raises:
+        BeltlineError: bundle, graph, source, or another station on the same control socket.
+
+    """
+    bundle = read_bundle(settings.bundle.path)
+    scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads)
+    judge = Judge(scorer, settings.bundle.recipe, settings.bundle.threshold)
+    bench = settings.reject.kind == "none"
+    with ExitStack() as stack:
+        source = open_source(settings.source)
+        stack.callback(source.close)
+        journal_file = settings.paths.journal
+        if bench and "journal" not in settings.paths.model_fields_set:
+            journal_file = Path(stack.enter_context(TemporaryDirectory(prefix="beltline-bench-"))) / "journal.db"
+        journal = Journal(journal_file, dry_run=dry_run or bench)
+        path = _bench(source) if bench else make_path(settings.reject, journal, inhibit=dry_run)
+        station = Station(judge, source, path, journal, watchdog=Watchdog(), on_judged=on_judged)
+        if isinstance(path, BenchPath):
+            path.on_end = station.stop
+        if not bench or "control" in settings.paths.model_fields_set:
+            control = ControlServer(
+                settings.paths.control, {"status": station.status, "ack": path.ack, "jog-gate": path.jog_gate}
+            )
+            control.open()
+            stack.callback(control.close)
+        journal.open()
+        stack.callback(journal.close)
+        path.open()
+        stack.callback(path.close)  # first, so that its last outcomes still reach the journal
+        yield station
+
+
+def _bench(source: PictureSource) -> BenchPath:
+    assert isinstance(source, (Folder, Video))  # the settings allow no other source without a reject path
+    return BenchPath(len(source))

@@ -1,0 +1,218 @@
+"""The station: trigger -> its own frame -> score -> verdict -> act -> journal, once for every part.
+
+Three threads meet here. The intake thread hears triggers, journals them and tells the source to expect a picture. The
+loop, on the caller's thread, judges one part after the other. Outcomes come on the reject path's own thread. While the
+belt pauses the loop wakes to repeat the bundle's self-test, so that the heartbeat to the controller always means 'this
+box still computes what was proven'; when the test fails the heartbeat stops, and with it the belt's permit.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from edge.frame import Frame
+from edge.journal import Journal
+from edge.judge import Judge, Judged
+from edge.scorer import ScorerError
+from edge.sources import PictureSource
+from edge.watchdog import Watchdog
+from firmware_bridge.parts import Outcome, PartId, Reason, Trigger
+from firmware_bridge.reject_path import RejectPath
+
+log = logging.getLogger(__name__)
+
+FIRST_IDLE_S = 0.025  # soon after a part, so that at a steady pace the self-test is over before the next one
+IDLE_S = 0.08  # between self-tests; well inside the heartbeat's step limit of 200 ms
+WAIT_S = 0.05  # longest wait for a frame before the loop shows that it lives
+COLLECT_S = 10.0  # between garbage collections, only while the belt pauses
+REMEMBERED_TIMES = 2000  # parts, for the percentiles
+RUNNING_NS = 2_000_000_000  # a part within this time: the line is executing
+
+
+class Station:
+    """One station. `on_judged` sees every part after the decision has left; it must be quick."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        source: PictureSource,
+        path: RejectPath,
+        journal: Journal,
+        *,
+        watchdog: Watchdog,
+        on_judged: Callable[[Judged], None] | None = None,
+    ) -> None:
+        self.judge, self.source, self.path, self.journal = judge, source, path, journal
+        self._counters: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._watchdog, self._on_judged = watchdog, on_judged
+        self._triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._sick = ""  # why the self-test failed
+        self._last_part_ns = 0
+        self._epoch: int | None = None
+        self._total_ms: deque[float] = deque(maxlen=REMEMBERED_TIMES)
+        self._next_collect_s = 0.0
+        self._operational = False
+        path.on_outcome, path.on_lost = self._on_outcome, self._on_lost
+
+    def stop(self) -> None:
+        """End the loop after the part in hand. From any thread, and from a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Inspect until `stop`. The source, the path and the journal are open and are closed by the caller."""
+        intake = threading.Thread(target=self._take_triggers, name="intake", daemon=True)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        intake.start()
+        self._operational = True
+        self._watchdog.ready()
+        try:
+            wait_s = FIRST_IDLE_S
+            while not self._stop.is_set():
+                try:
+                    trigger = self._triggers.get(timeout=wait_s)
+                except queue.Empty:
+                    self._idle()
+                    wait_s = IDLE_S
+                else:
+                    self._inspect(trigger)
+                    wait_s = FIRST_IDLE_S
+                self._step_done()
+        finally:
+            self._operational = False
+            self._stop.set()
+            intake.join()
+            gc.enable()
+            gc.unfreeze()
+            self._watchdog.stopping()
+
+    def _inspect(self, trigger: Trigger) -> None:
+        if self._sick:
+            judged = self.judge.refuse(trigger, Reason.SCORER_FAILED)
+        elif self.journal.settled(trigger.part_id):  # its decision point has passed: catch up with the belt
+            judged = self.judge.refuse(trigger, Reason.NO_VERDICT)
+        else:
+            judged = self.judge.judge(trigger, self._frame)
+        verdict = judged.verdict
+        in_time = self.journal.verdict(verdict, judged.score.input_crc32 if judged.score else None)  # memory only
+        self.path.decide(verdict)
+        self._last_part_ns = time.monotonic_ns()
+        self._total_ms.append(verdict.times_ms["total"])
+        self._count(f"verdict {verdict.decision.value} {verdict.reason.value}")
+        if not in_time:
+            self._count("late verdict")
+        if self._on_judged:
+            self._on_judged(judged)
+
+    def _frame(self, trigger: Trigger) -> Frame:
+        while (frame := self.source.frame(trigger, WAIT_S)) is None:
+            self._step_done()
+        return frame
+
+    def _step_done(self) -> None:
+        if not self._sick:
+            self.path.step_done()
+            self._watchdog.alive()
+
+    def _idle(self) -> None:
+        try:
+            self.judge.scorer.self_test()
+            self._sick = ""
+        except ScorerError as error:
+            if not self._sick:
+                log.error("inspection stops: %s", error)  # noqa: TRY400 - the message says it all
+            self._sick = str(error)
+            self._count("self-test failed")
+        if (now_s := time.monotonic()) >= self._next_collect_s:
+            self._next_collect_s = now_s + COLLECT_S
+            gc.collect()
+
+    def _take_triggers(self) -> None:
+        while not self._stop.is_set():
+            trigger = self.path.next_trigger(WAIT_S)
+            self._notice_epoch(trigger.part_id.epoch if trigger else self.path.health().epoch)
+            if trigger is None:
+                continue
+            if not self.journal.trigger(trigger):
+                self._count("repeated trigger")
+                continue
+            self._count("trigger")
+            self.source.expect(trigger)
+            self._triggers.put(trigger)
+
+    def _notice_epoch(self, epoch: int | None) -> None:
+        if epoch is not None and epoch != self._epoch:
+            self._epoch = epoch
+            for _ in self.journal.settle_other_epochs(epoch):
+                self._count("outcome FAULT outcome_unknown")
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        if self.journal.outcome(outcome):
+            self._count(f"outcome {outcome.decision.value} {outcome.reason.value}")
+            if outcome.recovered:
+                self._count("recovered")
+
+    def _on_lost(self, part_id: PartId) -> None:
+        if self.journal.lost(part_id):
+            self._count("outcome FAULT outcome_unknown")
+
+    def _count(self, cause: str) -> None:
+        with self._counting:
+            self._counters[cause] += 1
+
+    # What people see
+
+    def state(self) -> str:
+        """In the words of OPC 40100-1."""
+        if self._sick:
+            return "Error"
+        if not self._operational:
+            return "Halted" if self._stop.is_set() else "Preoperational"
+        if time.monotonic_ns() - self._last_part_ns < RUNNING_NS:
+            return "Operational/ContinuousExecution"
+        return "Operational/Ready" if self.path.health().ready else "Operational/Initialized"
+
+    def counters(self) -> dict[str, int]:
+        """Triggers, verdicts and outcomes by cause."""
+        with self._counting:
+            return dict(self._counters)
+
+    def status(self) -> dict[str, Any]:
+        """A snapshot for the control socket; plain JSON values."""
+        health = self.path.health()
+        ordered = sorted(self._total_ms)
+        return {
+            "state": self.state(),
+            "fault": self._sick or health.fault,
+            "bundle": self.judge.scorer.bundle.id,
+            "graph": self.judge.scorer.graph,
+            "recipe": self.judge.recipe,
+            "threshold": self.judge.threshold,
+            "path": {
+                "connected": health.connected,
+                "ready": health.ready,
+                "permit": health.permit,
+                "fault": health.fault,
+                "epoch": health.epoch,
+                "inhibited": health.inhibited,
+                "counters": dict(health.counters),
+            },
+            "journal": {"failing": self.journal.failing, **self.journal.counters()},
+            "source": self.source.counters(),
+            "counters": self.counters(),
+            "total_ms": {
+                "p50": ordered[len(ordered) // 2] if ordered else None,
+                "p99": ordered[len(ordered) * 99 // 100] if ordered else None,
+                "max": ordered[-1] if ordered else None,
+            },
+        }
