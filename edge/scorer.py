@@ -1,0 +1,234 @@
+"""One graph of a bundle on ONNX Runtime: a frame in, a score and its map out.
+
+The graph's buffers are bound once and reused; the self-test scores the bundle's golden inputs and compares them with
+what the bundle says this graph answered when it was proven. A box that cannot repeat that answer must not inspect.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+import zlib
+from typing import NoReturn
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from edge.bundle import Bundle, Golden, GraphName
+from edge.errors import BeltlineError
+from edge.frame import Score
+from edge.front_end import FrameError, rgb
+from edge.picture import Picture, decode
+
+log = logging.getLogger(__name__)
+
+PROVIDER = "CPUExecutionProvider"
+WARM_UP_RUNS, MEASURED_RUNS = 3, 9
+ORT_ERRORS = tuple(
+    getattr(ort_errors, name)
+    for name in (
+        *("Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf"),
+        *("ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail"),
+    )
+)
+
+
+class ScorerError(BeltlineError):
+    """The graph cannot be loaded, does not keep the contract, failed, or does not repeat its golden answers."""
+
+
+class BadScoreError(ScorerError):
+    """The graph answered with a number that is not finite."""
+
+
+class Scorer:
+    """Scores frames with one graph of a bundle. Used from one thread."""
+
+    def __init__(self, bundle: Bundle, graph: GraphName, threads: int = 1) -> None:
+        """Load, warm up and self-test.
+
+        Raises:
+            ScorerError: the graph cannot run here, or does not give its golden answers.
+
+        """
+        self.bundle, self.graph = bundle, graph
+        self.threshold = bundle.thresholds[graph].value
+        self._hash = bundle.graph_sha256(graph)
+        manifest = bundle.manifest
+        self._image = np.zeros((1, manifest.input.height, manifest.input.width, 3), np.uint8)
+        self._mask = np.ones((1, manifest.map_height, manifest.map_width), np.float32)
+        self._score = np.zeros(1, np.float32)
+        self._map = np.zeros_like(self._mask)
+        self._session = self._load(threads)
+        self._binding = self._bind()
+        self._golden = [
+            (sample, self._golden_input(sample), bundle.array(sample.maps[graph]))
+            for sample in bundle.golden.samples
+            if graph in sample.scores
+        ]
+        if not self._golden:
+            raise ScorerError(f"{bundle.path}: no golden sample for graph '{graph}'. Compile the bundle again.")
+        self._next_golden = 0
+        for _ in range(WARM_UP_RUNS):
+            self.score_tensor(self._golden[0][1])
+        for _ in self._golden:
+            self.self_test()
+
+    def score(self, frame: Picture) -> Score:
+        """Score a camera frame.
+
+        Args:
+            frame: HxWx3 RGB or HxW grey, uint8 or uint16, as the bundle's `source` describes.
+
+        Raises:
+            FrameError: the frame is not one that this bundle can judge.
+            BadScoreError: the answer is not finite.
+            ScorerError: the graph failed.
+
+        """
+        start_ns = time.perf_counter_ns()
+        try:
+            tensor = rgb(frame, self.bundle.manifest.input)
+        except cv2.error as error:
+            raise FrameError(f"the front end failed: {error.err}") from error
+        front_end_ms = (time.perf_counter_ns() - start_ns) / 1e6
+        score = self.score_tensor(tensor)
+        score.times_ms["front_end"] = front_end_ms
+        return score
+
+    def score_tensor(self, tensor: NDArray[np.uint8]) -> Score:
+        """Score what the front end made: uint8 [H, W, 3] RGB."""
+        start_ns = time.perf_counter_ns()
+        self._image[0] = tensor
+        self._score.fill(np.nan)  # an answer that never came is no answer
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except ORT_ERRORS as error:
+            raise ScorerError(f"graph '{self.graph}' failed: {error}") from error
+        value = float(self._score[0])
+        if not math.isfinite(value) or not np.isfinite(self._map).all():
+            raise BadScoreError(f"graph '{self.graph}' gave a score or map that is not finite (score {value})")
+        times_ms = {"graph": (time.perf_counter_ns() - start_ns) / 1e6}
+        return Score(value, self._map[0].copy(), self._hash, zlib.crc32(self._image.data), times_ms)
+
+    def self_test(self) -> None:
+        """Score the next golden sample, which also keeps the processor's caches warm.
+
+        Raises:
+            ScorerError: the answer lies outside the bundle's tolerance.
+
+        """
+        sample, tensor, expected_map = self._golden[self._next_golden]
+        self._next_golden = (self._next_golden + 1) % len(self._golden)
+        score = self.score_tensor(tensor)
+        expected, allowed = sample.scores[self.graph], sample.score_tolerance[self.graph]
+        if abs(score.value - expected) > allowed:
+            self._refuse(
+                f"scores {sample.image} {score.value:.6g}, the bundle says {expected:.6g} within {allowed:.2g}"
+            )
+        difference, allowed = float(np.abs(score.map - expected_map).max()), sample.map_tolerance[self.graph]
+        if difference > allowed:
+            self._refuse(f"draws a map of {sample.image} that differs by {difference:.3g}, allowed {allowed:.2g}")
+
+    def _refuse(self, found: str) -> NoReturn:
+        raise ScorerError(
+            f"self-test: graph '{self.graph}' {found}. This box computes otherwise: choose another graph in [bundle]."
+        )
+
+    def _load(self, threads: int) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        file = self.bundle.manifest.graphs[self.graph].file
+        try:
+            session = ort.InferenceSession(self.bundle.read(file), options, providers=[PROVIDER])
+        except ORT_ERRORS as error:
+            raise ScorerError(f"{self.bundle.path}: {file} cannot be loaded by ONNX Runtime: {error}") from error
+        if session.get_providers() != [PROVIDER]:
+            raise ScorerError(f"{file} would run on {session.get_providers()}, expected {PROVIDER} alone")
+        self._check("input", session.get_inputs(), {"image": self._image, "mask": self._mask})
+        self._check("output", session.get_outputs(), {"score": self._score, "map": self._map})
+        return session
+
+    def _check(self, what: str, tensors: list[ort.NodeArg], expected: dict[str, NDArray[np.generic]]) -> None:
+        if (found := sorted(t.name for t in tensors)) != sorted(expected):
+            raise ScorerError(
+                f"{self.bundle.path}: graph '{self.graph}' has the {what}s {found}, not {sorted(expected)}"
+            )
+        types = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+        for tensor in tensors:
+            array = expected[tensor.name]
+            fits = len(tensor.shape) == array.ndim and all(
+                not isinstance(a, int) or a == b for a, b in zip(tensor.shape, array.shape, strict=False)
+            )
+            if not fits or tensor.type != types[str(array.dtype)]:
+                raise ScorerError(
+                    f"{self.bundle.path}: {what} '{tensor.name}' of graph '{self.graph}' is {tensor.type} "
+                    f"{tensor.shape}; expected {types[str(array.dtype)]} {list(array.shape)}"
+                )
+
+    def _bind(self) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("image", self._image)
+        binding.bind_cpu_input("mask", self._mask)
+        for name, array in (("score", self._score), ("map", self._map)):
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        return binding
+
+    def _golden_input(self, sample: Golden) -> NDArray[np.uint8]:
+        try:
+            picture = decode(self.bundle.read(sample.image))
+        except (FrameError, KeyError) as error:
+            raise ScorerError(f"{self.bundle.path}: golden input {sample.image}: {error}") from error
+        if picture.shape != self._image.shape[1:] or picture.dtype != np.uint8:
+            raise ScorerError(f"{self.bundle.path}: golden input {sample.image} has shape {picture.shape}")
+        return picture  # type: ignore[return-value]
+
+
+def choose_scorer(bundle: Bundle, wanted: GraphName | str, threads: int = 1) -> Scorer:
+    """The scorer for a graph, or for "auto" the fastest here that gives its golden answers.
+
+    Raises:
+        ScorerError: the graph is not in the bundle, or cannot be trusted on this box.
+
+    """
+    offered = [name for name, graph in bundle.manifest.graphs.items() if graph.runtime == "onnxruntime"]
+    if wanted != "auto":
+        for name in offered:
+            if name == wanted:
+                return Scorer(bundle, name, threads)
+        raise ScorerError(
+            f"{bundle.path} has no graph '{wanted}' for ONNX Runtime; there are: {', '.join(offered)}. "
+            'Set graph = "auto" in [bundle].'
+        )
+    usable: list[tuple[float, Scorer]] = []
+    problems: list[str] = []
+    for name in offered:
+        try:
+            scorer = Scorer(bundle, name, threads)
+        except ScorerError as error:
+            log.warning("graph '%s' is not used: %s", name, error)
+            problems.append(str(error))
+            continue
+        usable.append((measure_ms(scorer), scorer))
+    if not usable:
+        raise ScorerError(f"{bundle.path}: no graph can be used on this box: {' '.join(problems)}")
+    usable.sort(key=lambda entry: entry[0])
+    log.info("graph '%s' chosen: %s", usable[0][1].graph, ", ".join(f"{s.graph} {ms:.2f} ms" for ms, s in usable))
+    return usable[0][1]
+
+
+def measure_ms(scorer: Scorer) -> float:
+    """Median time of the graph on a golden input, milliseconds."""
+    times = []
+    for _ in range(MEASURED_RUNS):
+        start_ns = time.perf_counter_ns()
+        scorer.self_test()
+        times.append((time.perf_counter_ns() - start_ns) / 1e6)
+    return statistics.median(times)
