@@ -49,6 +49,7 @@ class Reason(str, Enum):
     NOT_PERMITTED = "not_permitted"  # FAULT by the controller: fault latched, not acknowledged
     OVERRUN = "overrun"  # FAULT by the controller: more parts than its register holds, or two too close
     ENCODER = "encoder"  # FAULT by the controller: encoder lost or jumped
+    CONTROLLER_STALLED = "controller_stalled"  # FAULT by the controller: it hung, its outputs stood still
     OUTCOME_UNKNOWN = "outcome_unknown"  # FAULT: a restart or an overrun destroyed the outcome
 
 

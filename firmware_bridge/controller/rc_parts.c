@@ -1,0 +1,175 @@
+/* The shift register: parts between eye and gate, in order, followed by counts. */
+#include "rc_internal.h"
+
+static struct rc_part *part_at(struct reject_controller *rc, uint32_t index)
+{
+    return &rc->parts[(rc->head + index) % RC_REGISTER];
+}
+
+static void settle(struct reject_controller *rc, uint32_t part, uint8_t decision, uint8_t reason)
+{
+    struct rc_outcome *outcome = &rc->memory[part % RC_MEMORY];
+    outcome->part = part;
+    outcome->count = rc->count;
+    outcome->decision = decision;
+    outcome->reason = rc->parameters.inhibit ? (uint8_t)RC_DRY_RUN : reason;
+    rc_send_outcome(rc, outcome);
+}
+
+static void make_fault(struct rc_part *part, uint8_t reason)
+{
+    part->decision = RC_FAULT;
+    part->reason = reason;
+    part->final = true;
+}
+
+void rc_parts_clear(struct reject_controller *rc)
+{
+    rc->head = 0;
+    rc->length = 0;
+    rc->last_part = 0;
+    for (uint32_t i = 0; i < RC_MEMORY; i++) {
+        rc->memory[i].part = 0;
+    }
+}
+
+static void send_trigger(struct reject_controller *rc, const struct rc_part *part, uint32_t at_us)
+{
+    uint8_t payload[20];
+    wire_put_u32(payload, part->part);
+    wire_put_u32(payload + 4, part->count);
+    wire_put_u32(payload + 8, part->count + rc->parameters.decision_distance);
+    wire_put_u32(payload + 12, at_us);
+    wire_put_u32(payload + 16, rc->now_us);
+    rc_send(rc, RC_TRIGGER, 0, payload, sizeof payload);
+}
+
+void rc_parts_add(struct reject_controller *rc, uint32_t count, uint32_t at_us)
+{
+    struct rc_part part = {++rc->last_part, count, RC_UNDECIDED, 0, false};
+    bool too_close = rc->last_part > 1 &&
+                     (uint32_t)rc_ahead(count, rc->last_trigger_count) < rc->parameters.min_spacing;
+    rc->last_trigger_count = count;
+    rc->io.strobe(rc->io.user, rc->epoch, part.part);
+    send_trigger(rc, &part, at_us);
+    if (rc->length == RC_REGISTER) {
+        rc->counters[RC_OVERRUNS]++;
+        rc_gate_unproven(rc); /* nobody follows this part */
+        settle(rc, part.part, RC_FAULT, RC_OVERRUN);
+        return;
+    }
+    if (!rc_permitted(rc)) {
+        make_fault(&part, RC_NOT_PERMITTED);
+    }
+    if (too_close) { /* the gate cannot tell the two apart: neither may pass */
+        rc->counters[RC_TOO_CLOSE]++;
+        make_fault(&part, RC_OVERRUN);
+        if (rc->length > 0) {
+            make_fault(part_at(rc, rc->length - 1), RC_OVERRUN);
+        }
+    }
+    *part_at(rc, rc->length) = part;
+    rc->length++;
+}
+
+uint8_t rc_parts_decide(struct reject_controller *rc, uint32_t number, uint8_t decision, uint8_t reason)
+{
+    bool accept = decision == RC_ACCEPT;
+    bool reason_of_accept = reason == RC_SCORE_BELOW_THRESHOLD || reason == RC_DRY_RUN;
+    if (decision < RC_ACCEPT || decision > RC_FAULT || reason == 0 || reason >= RC_REASONS ||
+        (accept && !reason_of_accept)) {
+        rc->counters[RC_BAD_MESSAGES]++;
+        return RC_BAD_VALUE;
+    }
+    for (uint32_t i = 0; i < rc->length; i++) {
+        struct rc_part *part = part_at(rc, i);
+        if (part->part != number) {
+            continue;
+        }
+        if (part->final) {
+            if (part->reason == RC_NO_VERDICT) {
+                rc->counters[RC_LATE_DECISIONS]++;
+                part->decision = RC_REJECT;
+                part->reason = RC_LATE;
+                return RC_LATE_DECISION;
+            }
+            return part->decision == decision && part->reason == reason ? RC_OK : RC_SETTLED;
+        }
+        if (part->decision == RC_UNDECIDED) {
+            part->decision = decision;
+            part->reason = reason;
+            rc_gate_update(rc);
+            return RC_OK;
+        }
+        if (part->decision != decision) {
+            rc->counters[RC_CONFLICTS]++;
+            return RC_SETTLED;
+        }
+        return RC_OK; /* a retry */
+    }
+    if (number != 0 && rc->memory[number % RC_MEMORY].part == number) {
+        if (rc->memory[number % RC_MEMORY].reason == RC_NO_VERDICT) {
+            rc->counters[RC_LATE_DECISIONS]++;
+            return RC_LATE_DECISION;
+        }
+        return RC_SETTLED;
+    }
+    rc->counters[RC_UNKNOWN_PARTS]++;
+    return RC_UNKNOWN_PART;
+}
+
+void rc_parts_advance(struct reject_controller *rc)
+{
+    const struct rc_parameters *p = &rc->parameters;
+    for (uint32_t i = 0; i < rc->length; i++) {
+        struct rc_part *part = part_at(rc, i);
+        bool decision_point = rc_ahead(rc->count, part->count + p->decision_distance) >= 0;
+        /* at high speed the actuator's lead can put the gate's moment before the decision point */
+        bool gate_moment = rc_ahead(rc->virtual_count, part->count + p->gate_distance - p->window_before) >= 0;
+        if (!decision_point && !gate_moment) {
+            break;
+        }
+        if (!part->final && part->decision == RC_UNDECIDED) {
+            make_fault(part, RC_NO_VERDICT);
+        }
+        part->final = true;
+    }
+    while (rc->length > 0) {
+        struct rc_part *part = part_at(rc, 0);
+        if (rc_ahead(rc->count, part->count + p->gate_distance + p->window_after) < 0) {
+            break;
+        }
+        rc->head = (rc->head + 1) % RC_REGISTER;
+        rc->length--;
+        settle(rc, part->part, part->decision, part->reason);
+    }
+}
+
+void rc_parts_reject_undecided(struct reject_controller *rc, uint8_t reason)
+{
+    for (uint32_t i = 0; i < rc->length; i++) {
+        struct rc_part *part = part_at(rc, i);
+        if (part->decision == RC_UNDECIDED) {
+            make_fault(part, reason);
+        }
+        part->final = true;
+    }
+}
+
+void rc_parts_flush(struct reject_controller *rc, uint8_t reason)
+{
+    while (rc->length > 0) {
+        struct rc_part *part = part_at(rc, 0);
+        rc->head = (rc->head + 1) % RC_REGISTER;
+        rc->length--;
+        settle(rc, part->part, RC_FAULT, reason);
+    }
+    rc->eye_candidate = false;
+    rc_gate_unproven(rc);
+    rc_gate_update(rc);
+}
+
+uint32_t rc_parts_settled_through(const struct reject_controller *rc)
+{
+    return rc->length == 0 ? rc->last_part : rc->parts[rc->head].part - 1;
+}
