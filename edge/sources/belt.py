@@ -2,8 +2,9 @@
 
 Wire: SOCK_SEQPACKET; each packet is one JSON object {"epoch", "part", "captured_ns", "picture"}, `captured_ns` on
 CLOCK_MONOTONIC, `picture` the path of an image file. The simulator plays the camera and the photo-eye, so the part id
-is certain and nothing is paired by time. A packet that is no such object is counted and ignored; a connection that ends
-is made again every half second, and parts without a picture are NO_FRAME.
+is certain and nothing is paired by time. Pictures are decoded as they come, on the grab thread, as a camera's driver
+would deliver them. A packet that is no such object is counted and ignored; a connection that ends is made again every
+half second, and parts without a picture are NO_FRAME.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from firmware_bridge.parts import PartId, Reason, Trigger
 
 log = logging.getLogger(__name__)
 
-KEPT = 256  # announced exposures
+RING = 32  # pictures that wait for their part's turn
 RECONNECT_S = 0.5
 LONGEST_PACKET = 65536
 
@@ -38,12 +39,12 @@ class Exposure(NamedTuple):
 
 
 class Belt:
-    """On demand: exposures are noted as they come, the picture is read when its part is asked for."""
+    """See the module."""
 
     def __init__(self, settings: BeltSource) -> None:
         self._settings = settings
         self._arrived = threading.Condition()
-        self._exposures: OrderedDict[PartId, Exposure | None] = OrderedDict()  # None: announced twice
+        self._pictures: OrderedDict[PartId, Frame | CaptureError] = OrderedDict()
         self._counters: Counter[str] = Counter()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="grab", daemon=True)
@@ -63,20 +64,14 @@ class Belt:
         last_ns = trigger.at_ns + int(self._settings.timeout_ms * 1e6)
         with self._arrived:
             wait_s = min(timeout_s, (last_ns - time.monotonic_ns()) / 1e9)
-            if not self._arrived.wait_for(lambda: part_id in self._exposures, max(0.0, wait_s)):
+            if not self._arrived.wait_for(lambda: part_id in self._pictures, max(0.0, wait_s)):
                 if time.monotonic_ns() < last_ns:
                     return None
                 raise CaptureError(Reason.NO_FRAME, f"{self._settings.socket}: no picture of part {part_id}")
-            exposure = self._exposures[part_id]
-        if exposure is None:
-            raise CaptureError(Reason.AMBIGUOUS_FRAME, f"{self._settings.socket}: two pictures of part {part_id}")
-        try:
-            image = decode(exposure.picture.read_bytes())
-        except (OSError, FrameError) as error:
-            self._count("unreadable")
-            raise CaptureError(Reason.BAD_FRAME, f"{exposure.picture}: {error}") from error
-        self._count("frames")
-        return Frame(part_id, exposure.captured_ns, image, exposure.picture.name)
+            picture = self._pictures[part_id]
+        if isinstance(picture, CaptureError):
+            raise picture
+        return picture
 
     def counters(self) -> dict[str, int]:
         with self._arrived:
@@ -111,16 +106,26 @@ class Belt:
             if not packet:
                 return
             exposure = parse(packet)
+            if exposure is None:
+                self._count("bad_packet")
+                continue
+            picture = self._read(exposure)
             with self._arrived:
-                if exposure is None:
-                    self._counters["bad_packet"] += 1
-                    continue
-                self._counters["exposures"] += 1
-                again = exposure.part_id in self._exposures
-                self._exposures[exposure.part_id] = None if again else exposure
-                if len(self._exposures) > KEPT:
-                    self._exposures.popitem(last=False)
+                if exposure.part_id in self._pictures:
+                    picture = CaptureError(Reason.AMBIGUOUS_FRAME, f"two pictures of part {exposure.part_id}")
+                self._pictures[exposure.part_id] = picture
+                if len(self._pictures) > RING:
+                    self._pictures.popitem(last=False)
                 self._arrived.notify_all()
+
+    def _read(self, exposure: Exposure) -> Frame | CaptureError:
+        try:
+            image = decode(exposure.picture.read_bytes())
+        except (OSError, FrameError) as error:
+            self._count("unreadable")
+            return CaptureError(Reason.BAD_FRAME, f"{exposure.picture}: {error}")
+        self._count("frames")
+        return Frame(exposure.part_id, exposure.captured_ns, image, exposure.picture.name)
 
 
 def parse(packet: bytes) -> Exposure | None:
