@@ -17,6 +17,7 @@ import io
 import json
 import math
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -42,6 +43,7 @@ def _finite(value: float) -> float:
 
 
 Finite = Annotated[float, AfterValidator(_finite)]
+Tolerance = Annotated[Finite, Field(ge=0)]
 
 
 class Strict(BaseModel):
@@ -112,8 +114,8 @@ class Golden(Strict):
     image: str  # PNG, uint8 RGB at the graph's input size
     scores: dict[GraphName, Finite]
     maps: dict[GraphName, str]  # .npy float32
-    score_tolerance: dict[GraphName, float]  # absolute
-    map_tolerance: dict[GraphName, float]  # absolute, largest pixel
+    score_tolerance: dict[GraphName, Tolerance]  # absolute
+    map_tolerance: dict[GraphName, Tolerance]  # absolute, largest pixel
 
 
 class GoldenSet(Strict):
@@ -143,16 +145,40 @@ class Bundle:
                 raise BundleError(f"{path}: graph '{name}' names {graph.file}, which is not in the bundle")
         if "float" not in self.manifest.graphs:
             raise BundleError(f"{path}: the float graph is missing. Compile the bundle again.")
+        self._check_golden()
+
+    def _check_golden(self) -> None:
+        for sample in self.golden.samples:
+            for name in (sample.image, *sample.maps.values()):
+                if name not in self._files:
+                    raise BundleError(f"{self.path}: golden/golden.json names {name}, which is not in the bundle")
+            for graph in self.manifest.graphs:
+                if any(graph not in said for said in _said(sample)):
+                    raise BundleError(
+                        f"{self.path}: golden/golden.json does not say what graph '{graph}' answers to {sample.image}. "
+                        "Compile the bundle again."
+                    )
 
     def read(self, name: str) -> bytes:
         return self._files[name]
 
     def array(self, name: str) -> NDArray[np.float32]:
-        data: NDArray[np.float32] = np.load(io.BytesIO(self._files[name]), allow_pickle=False)
+        """A golden map, float32 [h, w]."""
+        try:
+            data: NDArray[np.float32] = np.load(io.BytesIO(self._files[name]), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise BundleError(f"{self.path}: {name} is not an array ({error}). Compile the bundle again.") from error
+        expected = (self.manifest.map_height, self.manifest.map_width)
+        if data.dtype != np.float32 or data.shape != expected:
+            raise BundleError(f"{self.path}: {name} holds {data.dtype} {data.shape}, expected float32 {expected}")
         return data
 
     def graph_sha256(self, name: GraphName) -> str:
         return self.manifest.files[self.manifest.graphs[name].file]
+
+
+def _said(sample: Golden) -> tuple[Mapping[GraphName, object], ...]:
+    return sample.scores, sample.maps, sample.score_tolerance, sample.map_tolerance
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -175,7 +201,7 @@ def read_bundle(path: Path) -> Bundle:
         )
     manifest = _json(path, files, "manifest.json")
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA:
+    if type(version) is not int or version != SCHEMA:
         raise BundleError(
             f"{path}: bundle schema version {version!r}, this beltline reads {SCHEMA}. "
             "Install the matching beltline or compile the bundle again."
@@ -213,7 +239,7 @@ def _read_archive(path: Path) -> dict[str, bytes]:
             for member in archive:
                 if member.isdir():
                     continue
-                if not member.isreg() or member.name in files:
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.name in files:
                     raise BundleError(f"{path}: {member.name!r} is a link, a device or there twice: refused")
                 stream = archive.extractfile(member)
                 files[member.name] = stream.read() if stream else b""

@@ -1,0 +1,206 @@
+"""The bundle reader: whatever is changed, missing, surplus or not finite is refused with a message."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge.bundle import BundleError, read_bundle
+
+
+def rehash(files: dict[str, bytes]) -> dict[str, bytes]:
+    """List the files anew and hash the manifest, as someone would who knows the format."""
+    manifest = json.loads(files["manifest.json"])
+    outside = {"manifest.json", "manifest.sha256", "signature"}
+    manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name not in outside}
+    text = json.dumps(manifest).encode()
+    return files | {"manifest.json": text, "manifest.sha256": hashlib.sha256(text).hexdigest().encode()}
+
+
+def test_archive_and_folder_are_the_same_bundle(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    archive = read_bundle(tiny.archive(tmp_path / "a.bundle", files))
+    folder = read_bundle(tiny.folder(tmp_path / "folder", files))
+    assert archive.id == folder.id == hashlib.sha256(files["manifest.json"]).hexdigest()
+    assert archive.read("model.onnx") == files["model.onnx"]
+    assert archive.thresholds["float"].value == 0.5
+    assert not archive.signed
+
+
+def test_a_signature_changes_no_identity(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    signed = read_bundle(tiny.archive(tmp_path / "s.bundle", files | {"signature": b"64 bytes"}))
+    assert signed.signed
+    assert signed.id == read_bundle(tiny.archive(tmp_path / "u.bundle", files)).id
+
+
+def test_every_flipped_byte_of_every_file_is_noticed(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    for name, data in files.items():
+        step = max(1, len(data) // 40)
+        for at in [*range(0, len(data), step), len(data) - 1]:
+            if name == "manifest.sha256" and at >= 64:
+                continue  # the line's end
+            damaged = bytearray(data)
+            damaged[at] ^= 0x01
+            folder = tiny.folder(tmp_path / "damaged", files | {name: bytes(damaged)})
+            with pytest.raises(BundleError, match=r"damaged|match|JSON|schema|manifest"):
+                read_bundle(folder)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_of_the_archive_never_changes_what_is_read(
+    tmp_path: Path, tiny: SimpleNamespace, data: st.DataObject
+) -> None:
+    path = tmp_path / "b.bundle"
+    if not path.exists():
+        tiny.archive(path, tiny.files())
+        (tmp_path / "original").write_bytes(path.read_bytes())
+    raw = bytearray((tmp_path / "original").read_bytes())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(raw)
+    try:
+        bundle = read_bundle(path)
+    except BundleError:
+        return
+    assert bundle.id == hashlib.sha256(tiny.files()["manifest.json"]).hexdigest()  # padding or an unused tar field
+    assert {name: bundle.read(name) for name in bundle.manifest.files} == {
+        name: tiny.files()[name] for name in bundle.manifest.files
+    }
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=2000))
+def test_noise_is_refused(tmp_path: Path, noise: bytes) -> None:
+    (tmp_path / "noise.bundle").write_bytes(noise)
+    with pytest.raises(BundleError):
+        read_bundle(tmp_path / "noise.bundle")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 511, 512, 5000, -1, -11000])
+def test_a_truncated_archive_is_refused(tmp_path: Path, tiny: SimpleNamespace, cut: int) -> None:
+    path = tiny.archive(tmp_path / "b.bundle", tiny.files())
+    whole = path.read_bytes()
+    end = len(whole.rstrip(b"\0")) - 1 if cut == -1 else cut
+    path.write_bytes(whole[:end])
+    with pytest.raises(BundleError, match=r"b\.bundle"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256", "model.onnx", "threshold.json", "golden/0.png"])
+def test_a_missing_file_is_named(tmp_path: Path, tiny: SimpleNamespace, name: str) -> None:
+    files = tiny.files()
+    del files[name]
+    with pytest.raises(BundleError, match=name):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", files))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "threshold.json", "golden/golden.json"])
+def test_a_file_missing_from_the_manifest_as_well_is_an_error(tmp_path: Path, tiny: SimpleNamespace, name: str) -> None:
+    files = tiny.files()
+    del files[name]
+    with pytest.raises(BundleError, match=name):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", rehash(files)))
+
+
+def test_a_surplus_file_is_named(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    with pytest.raises(BundleError, match=r"surprise\.txt"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", tiny.files() | {"surprise.txt": b""}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_threshold_that_is_not_finite_is_refused(tmp_path: Path, tiny: SimpleNamespace, value: float) -> None:
+    with pytest.raises(BundleError, match=r"threshold\.json.*finite"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", tiny.files(threshold=value)))
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{}", b'{"float": null}', b"nonsense", b'{"float": {"value": "0.5"}}'])
+def test_a_threshold_file_that_says_nothing_is_refused(tmp_path: Path, tiny: SimpleNamespace, text: bytes) -> None:
+    files = rehash(tiny.files() | {"threshold.json": text})
+    with pytest.raises(BundleError, match="threshold"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", files))
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1", True])
+def test_another_schema_version_is_refused(tmp_path: Path, tiny: SimpleNamespace, version: Any) -> None:
+    files = tiny.files(change=lambda manifest: manifest.update(schema_version=version))
+    with pytest.raises(BundleError, match=f"schema version {version!r}"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", files))
+
+
+def test_an_unknown_key_of_the_manifest_is_refused(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files(change=lambda manifest: manifest.update(colour="blue"))
+    with pytest.raises(BundleError, match="colour"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", files))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_refused(tmp_path: Path, tiny: SimpleNamespace, kind: bytes) -> None:
+    path = tiny.archive(tmp_path / "b.bundle", tiny.files())
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo("passwd")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(BundleError, match="passwd"):
+        read_bundle(path)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    path = tiny.archive(tmp_path / "b.bundle", tiny.files())
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo("model.onnx")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"evil"))
+    with pytest.raises(BundleError, match="twice"):
+        read_bundle(path)
+
+
+def test_links_in_a_folder_do_not_count_as_files(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    folder = tiny.folder(tmp_path / "folder", tiny.files())
+    (tmp_path / "elsewhere.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        read_bundle(folder)
+
+
+def test_golden_files_that_are_not_there_are_named(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    del files["golden/0.npy"]
+    with pytest.raises(BundleError, match=r"golden/0\.npy"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", rehash(files)))
+
+
+def test_a_graph_without_golden_values_is_refused(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    golden = json.loads(files["golden/golden.json"])
+    golden["samples"][0]["maps"] = {}
+    files["golden/golden.json"] = json.dumps(golden).encode()
+    with pytest.raises(BundleError, match="golden"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", rehash(files)))
+
+
+@pytest.mark.parametrize("data", [b"", b"no array", b"\x93NUMPY\x01\x00\xff\xff"])
+def test_a_golden_map_that_is_no_array_is_an_error(tmp_path: Path, tiny: SimpleNamespace, data: bytes) -> None:
+    files = rehash(tiny.files() | {"golden/0.npy": data})
+    bundle = read_bundle(tiny.archive(tmp_path / "b.bundle", files))
+    with pytest.raises(BundleError, match=r"golden/0\.npy"):
+        bundle.array("golden/0.npy")
+
+
+def test_nothing_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such bundle"):
+        read_bundle(tmp_path / "nowhere.bundle")
+    with pytest.raises(BundleError, match=r"manifest\.json is missing"):
+        read_bundle(tmp_path)
