@@ -237,7 +237,7 @@ def _tail_quantile(tail: _Tail, rate: float) -> float:
     times = rate / tail.share
     if abs(tail.shape) < 1e-9:
         return tail.start - tail.scale * math.log(times)
-    return tail.start + tail.scale * (times**-tail.shape - 1) / tail.shape
+    return tail.start + tail.scale * (math.pow(times, -tail.shape) - 1) / tail.shape
 
 
 def _tail_rate(tail: _Tail, value: float) -> float:
