@@ -1,0 +1,312 @@
+"""The reject path through a plant's own PLC. The register map and its failure modes are in the package's docstring."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from firmware_bridge.modbus import registers as r
+from firmware_bridge.modbus.settings import ModbusSettings
+from firmware_bridge.modbus.wire import Wire, WireError
+from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
+from firmware_bridge.reject_path import Memory, PathHealth
+
+HEARTBEAT_NS = 100_000_000
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 1.0
+FAILURES_TO_RECONNECT = 3
+OK, STANDING_STILL, EPOCH_REFUSED, WRONG_MAP = range(4)  # box fault codes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A part without outcome."""
+
+    deadline_count: int | None = None  # None: its trigger was never read
+    asked: Verdict | None = None
+    written: bool = False  # the PLC has confirmed the decision's registers
+    in_time: bool = False  # and had not reached the decision point then
+
+
+class ModbusPath:
+    """Implements firmware_bridge.reject_path.RejectPath. Everything with an underscore runs on the path's thread."""
+
+    def __init__(self, settings: ModbusSettings, memory: Memory, inhibit: bool = False) -> None:
+        self._settings, self._memory, self._inhibit = settings, memory, inhibit
+        self._order = settings.word_order
+        self._wire = Wire(settings)
+        self._triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
+        self._decisions: deque[Verdict] = deque()
+        self._counters: Counter[str] = Counter()
+        self._acks: deque[None] = deque()  # wanted by people, not yet written
+        self._problem: str | None = "not connected yet"
+        self._header: r.Header | None = None  # of the last poll; None while not connected
+        self._epoch: int | None = None  # accepted
+        self._refused: str | None = None  # why the PLC's epoch, or its register map, is not accepted
+        self._refused_epoch: int | None = None
+        self._last_part = self._last_settled = 0
+        self._waiting: dict[int, _Waiting] = {}
+        self._stepped_ns: int | None = None
+        self._heartbeat = self._ack = 0
+        self._next_heartbeat_ns = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="modbus", daemon=True)
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Replaced by the station."""
+
+    def on_lost(self, part_id: PartId) -> None:
+        """Replaced by the station."""
+
+    def open(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def next_trigger(self, timeout_s: float) -> Trigger | None:
+        try:
+            return self._triggers.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def decide(self, verdict: Verdict) -> None:
+        self._decisions.append(verdict)
+
+    def step_done(self) -> None:
+        self._stepped_ns = time.monotonic_ns()
+
+    def ack(self) -> None:
+        self._acks.append(None)
+
+    def jog_gate(self) -> None:
+        raise RuntimeError("the gate belongs to the plant's PLC: cycle it there")
+
+    def health(self) -> PathHealth:
+        header = self._header
+        status = header.status if header else 0
+        fault = self._refused
+        if header and status & r.FAULT:
+            fault = f"the PLC has latched its fault {header.fault_code}"
+        return PathHealth(
+            connected=header is not None and self._thread.is_alive(),
+            ready=bool(status & r.READY) and self._epoch is not None and self._refused is None,
+            permit=bool(status & r.PERMIT),
+            fault=fault or self._problem,
+            epoch=self._epoch,
+            inhibited=bool(status & r.INHIBITED),
+            counters=dict(self._counters),
+        )
+
+    async def _run(self) -> None:
+        delay_s = FIRST_DELAY_S
+        while not self._stopping.is_set():
+            try:
+                await self._wire.connect()
+                box = await self._wire.read(self._settings.box_base, r.BOX_HEADER_WORDS)
+                self._heartbeat, self._ack = box[0], box[1]  # going on from there: a restart acknowledges nothing
+                self._counters["connects"] += 1
+                await self._serve()
+            except WireError as error:
+                self._note(error)
+                await asyncio.sleep(delay_s)
+                delay_s = FIRST_DELAY_S if self._header else min(2 * delay_s, LONGEST_DELAY_S)
+            self._header = None
+        self._wire.close()
+
+    async def _serve(self) -> None:
+        """Poll until the wire has failed several times in a row."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                await self._cycle()
+                failures = 0
+                self._problem = None
+            except WireError as error:
+                self._note(error)
+                failures += 1
+                if failures >= FAILURES_TO_RECONNECT:
+                    raise
+            await asyncio.sleep(self._settings.poll_ms / 1000)
+
+    async def _cycle(self) -> None:
+        await self._write_decisions()
+        header = r.read_header(await self._wire.read(self._settings.plc_base, r.HEADER_WORDS), self._order)
+        read_ns = time.monotonic_ns()
+        self._header = header
+        self._follow_epoch(header)
+        if self._refused is None:
+            await self._read_triggers(header, read_ns)
+            await self._write_decisions()
+            await self._settle(header)
+        await self._beat()
+
+    def _follow_epoch(self, header: r.Header) -> None:
+        if header.layout != r.LAYOUT:
+            self._refused = (
+                f"register {self._settings.plc_base} of {self._wire.where} holds 0x{header.layout:04x}, not "
+                f"0x{r.LAYOUT:04x}: correct plc_base or unit in [reject], or the PLC program"
+            )
+            return
+        if header.epoch == self._refused_epoch:
+            return
+        last = self._last_part if header.epoch == self._epoch else self._memory.last_part(header.epoch)
+        if header.newest < last:
+            self._counters["epochs_refused"] += 1
+            self._refused_epoch = header.epoch
+            self._refused = (
+                f"the PLC counts part {header.newest} after part {last} of the same epoch {header.epoch}: "
+                "its program must draw a new epoch at each start"
+            )
+            return
+        self._refused = self._refused_epoch = None
+        if header.epoch != self._epoch:
+            self._enter_epoch(header, last)
+
+    def _enter_epoch(self, header: r.Header, last: int) -> None:
+        for part in sorted(self._waiting):
+            self._lose(part)
+        self._epoch = header.epoch
+        self._last_part = last if self._memory.knows_epoch(header.epoch) else header.newest
+        self._waiting = {part: _Waiting() for part in self._memory.unresolved(header.epoch)}
+        self._last_settled = min(self._waiting, default=self._last_part + 1) - 1
+
+    async def _read_triggers(self, header: r.Header, read_ns: int) -> None:
+        for part in range(self._last_part + 1, header.newest + 1):
+            if header.newest - part >= r.SLOTS:
+                self._miss(part)
+                continue
+            words = await self._wire.read(
+                self._settings.plc_base + r.TRIGGERS_AT + r.TRIGGER_WORDS * r.slot(part), r.TRIGGER_WORDS
+            )
+            record = r.read_trigger(words, self._order)
+            if record.part != part or r.passed(header.count, record.deadline_count):
+                self._miss(part)
+                continue
+            self._last_part = part
+            self._waiting[part] = _Waiting(record.deadline_count)
+            self._counters["triggers"] += 1
+            age_ns = (header.now_ms - record.at_ms) % 2**32 * 1_000_000
+            self._triggers.put(
+                Trigger(
+                    PartId(header.epoch, part),
+                    record.count,
+                    record.deadline_count,
+                    record.at_ms * 1000 % 2**32,
+                    read_ns - age_ns,
+                    source="modbus",
+                )
+            )
+
+    def _miss(self, part: int) -> None:
+        """A part that passed unseen: the PLC rejected it by default; its outcome may still be read."""
+        self._last_part = part
+        self._waiting[part] = _Waiting()
+        self._counters["triggers_missed"] += 1
+
+    async def _write_decisions(self) -> None:
+        while self._decisions:
+            verdict = self._decisions[0]
+            epoch, part = verdict.part_id
+            waiting = self._waiting.get(part) if epoch == self._epoch else None
+            if waiting is None or (waiting.asked is not None and waiting.asked is not verdict):
+                self._counters["decisions_stale"] += 1
+                self._decisions.popleft()
+                continue
+            waiting.asked = verdict
+            at = self._settings.box_base + r.DECISIONS_AT + r.DECISION_WORDS * r.slot(part)
+            await self._wire.write(at, r.decision_words(verdict.part_id, verdict.decision, self._order))
+            waiting.written = True
+            self._counters["decisions"] += 1
+            self._decisions.popleft()
+
+    async def _settle(self, header: r.Header) -> None:
+        if header.status & r.ECHOES:
+            await self._read_outcomes(header)
+            return
+        for part, waiting in sorted(self._waiting.items()):
+            if waiting.deadline_count is None:
+                self._lose(part)
+            elif not r.passed(header.count, waiting.deadline_count):
+                waiting.in_time = waiting.written
+            elif waiting.asked is None:
+                self._settled(part, Decision.FAULT, Reason.NO_VERDICT, waiting.deadline_count)
+            elif waiting.in_time or waiting.asked.decision is not Decision.ACCEPT:
+                self._settled(part, waiting.asked.decision, waiting.asked.reason, waiting.deadline_count)
+            else:
+                self._settled(part, Decision.REJECT, Reason.LATE, waiting.deadline_count)
+
+    async def _read_outcomes(self, header: r.Header) -> None:
+        for part in range(self._last_settled + 1, header.settled + 1):
+            waiting = self._waiting.get(part)
+            if waiting is not None:
+                if header.settled - part >= r.SLOTS:
+                    self._lose(part)
+                else:
+                    await self._read_outcome(part, waiting)
+            self._last_settled = part
+
+    async def _read_outcome(self, part: int, waiting: _Waiting) -> None:
+        words = await self._wire.read(
+            self._settings.plc_base + r.OUTCOMES_AT + r.OUTCOME_WORDS * r.slot(part), r.OUTCOME_WORDS
+        )
+        record = r.read_outcome(words, self._order)
+        decision = r.DECISION_OF.get(record.decision)
+        if record.part != part or decision is None:
+            self._lose(part)
+            return
+        reason = r.REASON_OF.get(record.reason)
+        if reason is None:
+            as_asked = waiting.asked if waiting.asked and waiting.asked.decision is decision else None
+            reason = as_asked.reason if as_asked else _PLAIN[decision]
+        self._settled(part, decision, reason, record.count)
+
+    def _settled(self, part: int, decision: Decision, reason: Reason, count: int) -> None:
+        waiting = self._waiting.pop(part)
+        self._counters["outcomes"] += 1
+        self.on_outcome(
+            Outcome(PartId(self._epoch or 0, part), decision, reason, count, recovered=waiting.deadline_count is None)
+        )
+
+    def _lose(self, part: int) -> None:
+        self._waiting.pop(part, None)
+        self._counters["outcomes_unknown"] += 1
+        self.on_lost(PartId(self._epoch or 0, part))
+
+    async def _beat(self) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns < self._next_heartbeat_ns:
+            return
+        self._next_heartbeat_ns = now_ns + HEARTBEAT_NS
+        limit_ns = self._settings.step_limit_ms * 1_000_000
+        fresh = self._stepped_ns is not None and now_ns - self._stepped_ns < limit_ns
+        if self._refused:
+            fault = EPOCH_REFUSED if self._header and self._header.layout == r.LAYOUT else WRONG_MAP
+        else:
+            fault = OK if fresh else STANDING_STILL
+        if fault == OK:
+            self._heartbeat = (self._heartbeat + 1) % 2**16
+        while self._acks:
+            self._acks.popleft()
+            self._ack = (self._ack + 1) % 2**16
+        await self._wire.write(self._settings.box_base, [self._heartbeat, self._ack, fault, int(self._inhibit)])
+
+    def _note(self, error: WireError) -> None:
+        self._counters[error.cause] += 1
+        if self._problem != str(error):
+            log.warning("%s", error)
+        self._problem = str(error)
+
+
+_PLAIN = {
+    Decision.ACCEPT: Reason.SCORE_BELOW_THRESHOLD,
+    Decision.REJECT: Reason.SCORE_ABOVE_THRESHOLD,
+    Decision.FAULT: Reason.OUTCOME_UNKNOWN,
+}
