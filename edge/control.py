@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 LONGEST_REQUEST = 4096  # bytes
 LONGEST_REPLY = 1 << 20
-TIMEOUT_S = 2.0  # for one connection
+TIMEOUT_S = 2.0  # of who asks
+SILENCE_S = 0.5  # of a client, after which the server turns to the next one
 
 
 class ControlError(BeltlineError):
@@ -81,7 +82,7 @@ class ControlServer:
                     return
                 raise
             with connection:
-                connection.settimeout(TIMEOUT_S)
+                connection.settimeout(SILENCE_S)
                 try:
                     answer = self._answer(_read_line(connection, LONGEST_REQUEST))
                     connection.sendall(json.dumps(answer).encode() + b"\n")

@@ -1,0 +1,100 @@
+"""The control socket: real sockets, and clients that misbehave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.control import ControlError, ControlServer, ask
+
+
+def refuse() -> None:
+    raise RuntimeError("the belt is running")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "run" / "control.sock"
+    server = ControlServer(
+        path, {"status": lambda: {"state": "Operational/Ready"}, "ack": lambda: None, "jog-gate": refuse}
+    )
+    server.open()
+    yield path
+    server.close()
+    assert not path.exists()
+
+
+def raw(path: Path, request: bytes) -> dict[str, object]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile() as stream:
+            answer: dict[str, object] = json.loads(stream.readline())
+            return answer
+
+
+def test_requests_are_answered_and_refusals_say_why(server: Path) -> None:
+    assert ask(server, "status") == {"state": "Operational/Ready"}
+    assert ask(server, "ack") is None
+    with pytest.raises(ControlError, match="the belt is running"):
+        ask(server, "jog-gate")
+    with pytest.raises(ControlError, match="there are: status, ack, jog-gate"):
+        ask(server, "explode")
+
+
+def test_only_owner_and_group_may_ask(server: Path) -> None:
+    assert stat.S_IMODE(server.stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize(
+    "request_", [b"", b"\n", b"{", b"[]", b'{"do": 7}\n', b'{"do": []}\n', b"\xff\xfe\n", b"x" * 100_000]
+)
+def test_nonsense_is_answered_and_harms_nobody(server: Path, request_: bytes) -> None:
+    try:
+        assert raw(server, request_)["ok"] is False
+    except ConnectionError:
+        assert len(request_) > 4096  # the server closed on an endless request
+    assert ask(server, "status")
+
+
+def test_a_client_that_says_nothing_delays_others_only_for_a_while(server: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.connect(str(server))
+        assert ask(server, "status")
+
+
+def test_a_second_station_is_refused_and_a_dead_ones_socket_replaced(server: Path) -> None:
+    with pytest.raises(ControlError, match="another station is running"):
+        ControlServer(server, {}).open()
+    dead = server.with_name("dead.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left_behind:
+        left_behind.bind(str(dead))
+    replaced = ControlServer(dead, {"status": lambda: 1})
+    replaced.open()
+    assert ask(dead, "status") == 1
+    replaced.close()
+
+
+def test_nobody_there_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "station.toml").write_text(
+        '[bundle]\npath = "b"\n[source]\nkind = "folder"\npath = "p"\n[paths]\ncontrol = "no.sock"\n'
+    )
+    for command in ("status", "ack", "jog-gate"):
+        done = subprocess.run(
+            [sys.executable, "-m", "edge.cli", command, str(tmp_path / "station.toml")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert "no station answers" in done.stderr
