@@ -172,6 +172,9 @@ static void earn_credit(struct host *host, uint64_t now)
     host->paced_us = now;
     host->rx_credit = host->rx_credit + earned > most ? most : host->rx_credit + earned;
     host->tx_credit = host->tx_credit + earned > most ? most : host->tx_credit + earned;
+    if (host->tx_length == 0) {
+        host->tx_credit = 0;
+    }
 }
 
 static void receive_serial(struct host *host)
@@ -185,6 +188,8 @@ static void receive_serial(struct host *host)
     if (length > 0) {
         host->rx_credit -= (double)length;
         rc_receive(&host->rc, bytes, (size_t)length);
+    } else {
+        host->rx_credit = 1; /* an idle line saves nothing up: the next frame takes its full time */
     }
 }
 

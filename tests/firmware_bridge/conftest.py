@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from firmware_bridge.belt.config import BeltConfig
+from firmware_bridge.belt.pins import PERMIT, STROBE, EyeEdge, OutputEdge, Pins
 from firmware_bridge.host_controller import HostController, build
 from firmware_bridge.link import Link, LinkSettings
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
@@ -102,6 +103,52 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, describe: Callable
     return time.monotonic() - start
 
 
+class HandBelt:
+    """The controller's pins, moved by the test: counts and parts on command, at 5 counts a millisecond."""
+
+    def __init__(self, path: Path) -> None:
+        self._pins = Pins(path)
+        self._lock = threading.Lock()
+        self._count = 0
+        self._target = 0
+        self._edges: list[EyeEdge] = []
+        self._stop = threading.Event()
+        self.outputs: list[OutputEdge] = []
+        self.pulses_ns: list[int] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.002):
+            now_us = time.monotonic_ns() // 1000
+            with self._lock:
+                self._pins.accept(self._count, now_us, False)
+                for answer in self._pins.answers():
+                    self.outputs += answer.edges
+                    self.pulses_ns += [now_us * 1000 for edge in answer.edges if edge.kind == PERMIT and edge.level]
+                self._count = min(self._target, self._count + 10)
+                due = [edge for edge in self._edges if edge.count <= self._count]
+                self._edges = self._edges[len(due) :]
+                self._pins.tick(self._count, now_us, [EyeEdge(e.count, now_us, e.level) for e in due])
+
+    def move(self, counts: int, parts: int = 0, pitch: int = 500) -> None:
+        """Move on; the leading edges of `parts` come a pitch apart, from 10 counts on."""
+        with self._lock:
+            for i in range(parts):
+                lead = self._count + 10 + i * pitch
+                self._edges += [EyeEdge(lead, 0, True), EyeEdge(lead + 250, 0, False)]
+            self._target = self._count + counts
+        wait_for(lambda: self._count == self._target, 60)
+
+    def strobes(self) -> list[PartId]:
+        return [PartId(edge.a, edge.b) for edge in self.outputs if edge.kind == STROBE]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._pins.close()
+
+
 class Line:
     """Everything around the link of one test, in one folder."""
 
@@ -109,6 +156,7 @@ class Line:
         self.folder = folder
         self.controller = HostController(program, folder / "link", folder / "pins")
         self.belt: subprocess.Popen[bytes] | None = None
+        self.hand_belt: HandBelt | None = None
         self.journal = Journal()
         self._stack = ExitStack()
 
@@ -139,6 +187,10 @@ class Line:
         (self.folder / "belt.json").write_text(config.model_dump_json())
         self.belt = subprocess.Popen([sys.executable, "-m", "firmware_bridge.belt", str(self.folder / "belt.json")])
         wait_for((self.folder / "camera").is_socket, 10)
+
+    def start_hand_belt(self) -> HandBelt:
+        self.hand_belt = HandBelt(self.folder / "pins")
+        return self.hand_belt
 
     def station(
         self,
@@ -171,6 +223,8 @@ class Line:
     def close(self) -> None:
         self._stack.close()
         self.controller.stop()
+        if self.hand_belt is not None:
+            self.hand_belt.close()
         if self.belt is not None and self.belt.poll() is None:
             self.belt.terminate()
             self.belt.wait(10)
