@@ -78,7 +78,7 @@ def patch_features(trunk: Trunk, batch: Images) -> tuple[Tensor, tuple[int, int]
 
 
 @torch.inference_mode()
-def greedy_coreset(features: Tensor, count: int, seed: int) -> Tensor:
+def greedy_coreset(features: Tensor, count: int = BANK, seed: int = 0) -> Tensor:
     """Choose `count` rows of features [n, C] by greedy k-centre; int64 [min(count, n)]."""
     if len(features) <= count:
         return torch.arange(len(features))

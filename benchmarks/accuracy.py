@@ -1,0 +1,267 @@
+"""Accuracy of a bundle's graphs next to PatchCore, on labelled data sets, in one run.
+
+    python benchmarks/accuracy.py ../shared/data/cookie ../shared/data/magnetic_tile
+
+Each folder is compiled as `beltline compile` does it. PatchCore gets the same trunk, the same taps, the same picture
+size, the same parts to learn from and the same rule for its threshold. Labelled test pictures influence nothing. The
+run fails where the INT8 graph gives up more image AUROC than budgets.toml allows, or was left out of the bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from calibration.threshold import ThresholdResult, overkill_interval, rank_for, set_threshold
+from compile.backbone import Trunk
+from compile.evaluate import load_masks, test_row
+from compile.evidence import Interval, TestRow
+from compile.features import load_pictures
+from compile.methods.patchcore import PatchCore, greedy_coreset, patch_features
+from compile.metrics import Difference, paired_difference, paired_pixel_difference
+from compile.onnx_session import open_session
+from compile.parity import Scored, score_all
+from compile.pipeline import Compiled, Settings, compile_data
+from compile.split_plan import plan_split
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HERE = Path(__file__).parent
+BATCH = 8
+DATA_SETS = ("cookie", "magnetic_tile")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A minus b on the same pictures."""
+
+    what: str
+    image_auroc: Difference
+    pixel_auroc: Difference
+    aupro: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    name: str
+    size: int
+    parts: int
+    rows: list[TestRow]
+    comparisons: list[Comparison]
+    thresholds: dict[str, ThresholdResult]
+    int8_kept: bool
+    parity: float  # largest relative score difference, torch against float ONNX
+
+
+def main() -> int:
+    arguments = _arguments()
+    console = Console(record=True, width=170, file=sys.stdout)
+    console.print(
+        f"accuracy, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, target {arguments.target:.1%} false rejects"
+    )
+    console.print(_machine(), highlight=False)
+    results = []
+    for folder in arguments.data:
+        results.append(run(folder, arguments))
+        _print(console, results[-1])
+    with (HERE / "budgets.toml").open("rb") as stream:
+        budget = float(tomllib.load(stream)["compile"]["auroc_given_up_int8"])
+    verdict = [_decide(result, budget) for result in results]
+    for result, (good, words) in zip(results, verdict, strict=True):
+        console.print(f"{'PASS' if good else 'FAIL'}  {result.name}: {words}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "accuracy.txt").write_text(console.export_text(), encoding="utf-8")
+    (arguments.output / "accuracy.csv").write_text(_csv(results), encoding="utf-8")
+    return 0 if all(good for good, _ in verdict) else 1
+
+
+def run(folder: Path, arguments: argparse.Namespace) -> Result:
+    """Compile one data set, score its test pictures with every graph and with PatchCore, and compare."""
+    torch.manual_seed(arguments.seed)
+    with tempfile.TemporaryDirectory() as work:
+        settings = Settings(
+            folder,
+            Path(work) / f"{folder.name}.bundle",
+            size=arguments.size,
+            target_false_reject=arguments.target,
+            seed=arguments.seed,
+            fit_steps=arguments.fit_steps,
+        )
+        compiled = compile_data(settings)
+        bundle, evidence = compiled.bundle, compiled.evidence
+        spec, side = bundle.manifest.input, bundle.manifest.map_height
+        good, kept, _ = load_pictures(evidence.data.good, spec, Path(work) / "good.bin")
+        test, present, _ = load_pictures([t.path for t in evidence.data.test], spec, Path(work) / "test.bin")
+        images = [evidence.data.test[i] for i in present]
+        masks = load_masks(images, side)
+        defective = np.array([image.defective for image in images])
+        scored: dict[str, Scored] = {}
+        for name, graph in bundle.manifest.graphs.items():
+            session = open_session(bundle.read(graph.file), exact=name == "trt")
+            scored[name] = score_all(session, test, side)
+        baseline, limit = _patchcore(compiled, good, evidence.data.groups[kept], test, settings)
+    thresholds: dict[str, ThresholdResult] = {
+        **{name: evidence.thresholds[name] for name in bundle.manifest.graphs},
+        "patchcore": limit,
+    }
+    scored["patchcore"] = baseline
+    rows = [row for row in evidence.test if row.graph == "torch"]
+    rows += [test_row(name, each, images, masks, thresholds[name].value) for name, each in scored.items()]
+    pairs = [(name, "float") for name in scored if name not in {"float", "patchcore"}]
+    pairs += [(name, "patchcore") for name in scored if name != "patchcore"]
+    comparisons = [
+        Comparison(
+            f"{a} - {b}",
+            paired_difference(scored[a].scores, scored[b].scores, defective),
+            *paired_pixel_difference(list(scored[a].maps), list(scored[b].maps), masks),
+        )
+        for a, b in pairs
+    ]
+    return Result(
+        folder.name,
+        spec.height,
+        evidence.data.parts,
+        rows,
+        comparisons,
+        thresholds,
+        "int8" in scored,
+        float(evidence.float_parity["score_error_relative"]),
+    )
+
+
+def _patchcore(
+    compiled: Compiled, good: NDArray[np.uint8], groups: NDArray[np.int64], test: NDArray[np.uint8], settings: Settings
+) -> tuple[Scored, ThresholdResult]:
+    """Fit and threshold PatchCore on the very split of the compilation, and score the test pictures."""
+    trunk = Trunk()
+    side = compiled.bundle.manifest.map_height
+    features = torch.stack([patch_features(trunk, picture[None])[0] for picture in good])  # [n, cells, C]
+    plan = plan_split(groups, settings.target_false_reject, settings.seed)
+
+    def fit(rows: NDArray[np.int64]) -> PatchCore:
+        chosen = features[torch.from_numpy(rows)].flatten(0, 1)
+        return PatchCore(trunk, chosen[greedy_coreset(chosen, seed=settings.seed)])
+
+    def score(model: PatchCore, pictures: NDArray[np.uint8]) -> Scored:
+        batches = (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
+        scores, maps = model.score(batches, (side, side))
+        return Scored(scores.astype(np.float64), maps)
+
+    models = [fit(train) for train, _ in plan.folds]
+    held = np.concatenate([rows for _, rows in plan.folds])
+    scores = np.concatenate(
+        [score(model, good[rows]).scores for model, (_, rows) in zip(models, plan.folds, strict=True)]
+    )
+    limit = set_threshold(
+        scores, settings.target_false_reject, cross_fitted=plan.cross_fitted, groups=groups[held].tolist()
+    )
+    shipped = fit(np.arange(len(good))) if plan.cross_fitted else models[0]
+    return score(shipped, test), limit
+
+
+def _decide(result: Result, budget: float) -> tuple[bool, str]:
+    if not result.int8_kept:
+        return False, f"the INT8 graph was left out of the bundle (budget: image AUROC given up at most {budget})"
+    loss = -next(c for c in result.comparisons if c.what == "int8 - float").image_auroc.value
+    return loss <= budget, f"image AUROC given up by INT8 {loss:+.4f}, budget {budget}"
+
+
+def _print(console: Console, result: Result) -> None:
+    table = Table(title=f"{result.name}: {result.size} px, {result.parts} good parts", title_justify="left")
+    for heading in ("graph", "image AUROC", "pixel AUROC", "AUPRO 0.3", "overkill", "expected", "escapes"):
+        table.add_column(heading)
+    for row in result.rows:
+        limit = result.thresholds["float" if row.graph == "torch" else row.graph]
+        rank = limit.rank or min(rank_for(limit.parts, limit.target_false_reject), limit.parts)
+        low, high = overkill_interval(limit.parts, rank, row.good)
+        table.add_row(
+            row.graph,
+            *(_figure(found) for found in (row.image_auroc, row.pixel_auroc, row.aupro)),
+            f"{row.good_rejected}/{row.good}",
+            f"{low}..{high}",
+            f"{row.defective_accepted}/{row.defective}",
+        )
+    console.print(table)
+    console.print("expected: 99 % beta-binomial interval of overkill, were each test picture a part of its own")
+    for name, limit in result.thresholds.items():
+        flag = f" [{limit.flagged}]" if limit.flagged else ""
+        console.print(f"threshold {name} {limit.value:.5g}: {limit.rule}{flag}", highlight=False, markup=False)
+    console.print(f"torch against float ONNX: scores differ by at most {result.parity:.2g} relative")
+    differences = Table(title="differences, 95 % paired bootstrap over pictures", title_justify="left")
+    for heading in ("", "image AUROC", "pixel AUROC", "AUPRO 0.3"):
+        differences.add_column(heading)
+    for each in result.comparisons:
+        differences.add_row(each.what, *(_difference(d) for d in (each.image_auroc, each.pixel_auroc, each.aupro)))
+    console.print(differences)
+
+
+def _figure(found: Interval | None) -> str:
+    return "-" if found is None else f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
+
+
+def _difference(found: Difference) -> str:
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def _csv(results: list[Result]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    figures = [f"{name}{end}" for name in ("image_auroc", "pixel_auroc", "aupro") for end in ("", "_low", "_high")]
+    counts = ["good_rejected", "good", "defective_accepted", "defective"]
+    head = ["data", "size_px", "what", *figures, *counts, "date", "machine"]
+    writer.writerow(head)
+    stamp = [f"{datetime.now(timezone.utc):%Y-%m-%d}", _machine()]
+    for result in results:
+        for row in result.rows:
+            cells: list[object] = []
+            for found in (row.image_auroc, row.pixel_auroc, row.aupro):
+                cells += ["", "", ""] if found is None else [f"{x:.5f}" for x in found]
+            cells += [getattr(row, name) for name in counts]
+            writer.writerow([result.name, result.size, row.graph, *cells, *stamp])
+        for each in result.comparisons:
+            cells = [
+                f"{x:.5f}" for d in (each.image_auroc, each.pixel_auroc, each.aupro) for x in (d.value, d.low, d.high)
+            ]
+            writer.writerow([result.name, result.size, each.what, *cells, *[""] * len(counts), *stamp])
+    return text.getvalue()
+
+
+def _machine() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("beltline", "torch", "onnx", "onnxruntime", "numpy"))
+    return f"{names[0] if names else platform.machine()} x{len(names)}; Python {platform.python_version()}, {packages}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = HERE.parent.parent / "shared" / "data"
+    parser.add_argument("data", nargs="*", type=Path, default=[shared / name for name in DATA_SETS])
+    parser.add_argument("--size", type=int, default=256, help="side of the graph's input, pixels")
+    parser.add_argument("--target", type=float, default=0.01, help="false-reject target")
+    parser.add_argument("--fit-steps", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
