@@ -28,6 +28,7 @@ class Journal:
         self.triggers: dict[PartId, Trigger] = {}
         self.outcomes: dict[PartId, list[Outcome]] = {}
         self.lost: list[PartId] = []
+        self.asked: dict[PartId, Decision] = {}
         self.epochs: set[int] = set()
 
     def knows_epoch(self, epoch: int) -> bool:
@@ -65,6 +66,7 @@ class Station:
         self._thread.start()
 
     def stop(self) -> None:
+        """Twice does no harm."""
         self._stop.set()
         self._thread.join()
         self.link.close()
@@ -80,6 +82,7 @@ class Station:
                 self.journal.epochs.add(trigger.part_id.epoch)
                 answer = self.judge(trigger)
                 if answer is not None:
+                    self.journal.asked[trigger.part_id] = answer[0]
                     self.link.decide(Verdict(trigger.part_id, *answer, score=None, threshold=0.5, recipe="test"))
             self.link.step_done()
 
