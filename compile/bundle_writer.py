@@ -1,0 +1,129 @@
+"""Write a bundle: hash, pack, read it back as the box will, and only then give it its name.
+
+The tar is deterministic: the same files give the same bytes (sorted names, no times, no owners). It is written beside
+its destination and renamed when everything held, so that a full disk or a failed self-check leaves no bundle, and an
+older one untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.bundle import Bundle, Manifest, Strict, read_bundle
+from edge.errors import BeltlineError
+from edge.scorer import Scorer
+
+SIZE_BUDGET = 20 * 1024 * 1024  # bytes
+
+
+class BundleWriteError(BeltlineError):
+    """The bundle was not written. The message says why and what to do."""
+
+
+def to_json(value: object) -> bytes:
+    """Serialise, with sorted keys and without NaN."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def to_npy(array: NDArray[np.float32]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array, np.float32), allow_pickle=False)
+    return stream.getvalue()
+
+
+def model_json(model: Strict) -> bytes:
+    return to_json(model.model_dump(mode="json"))
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether the result can be written.
+
+    Raises:
+        BundleWriteError: no such folder, no permission, or a folder is in the way.
+
+    """
+    if path.is_dir():
+        raise BundleWriteError(f"{path}: is a folder. Name a file, for example {path / 'product.bundle'}.")
+    if not path.parent.is_dir():
+        raise BundleWriteError(f"{path}: the folder {path.parent} does not exist. Make it first.")
+    probe = path.parent / f".{path.name}.{os.getpid()}.probe"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise BundleWriteError(f"{path}: cannot write there ({error.strerror}). Choose another -o.") from error
+
+
+def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+    """Write and self-check a bundle.
+
+    Args:
+        path: the `.bundle` to make.
+        manifest: its `files` is filled in here.
+        files: name -> content of everything but the manifest and its hash.
+
+    Raises:
+        BundleWriteError: the disk, the size budget, or the self-check.
+        BundleError, ScorerError: what was written does not hold.
+
+    """
+    listed = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    head = model_json(manifest.model_copy(update={"files": listed}))
+    everything = {
+        "manifest.json": head,
+        "manifest.sha256": hashlib.sha256(head).hexdigest().encode() + b"\n",
+        **dict(sorted(files.items())),
+    }
+    packed = pack(everything)
+    if len(packed) > SIZE_BUDGET:
+        largest = max(everything, key=lambda name: len(everything[name]))
+        raise BundleWriteError(
+            f"{path}: {len(packed) / 2**20:.1f} MB, the budget is {SIZE_BUDGET / 2**20:.0f} MB; "
+            f"the largest file is {largest}. Choose a smaller --size."
+        )
+    unfinished = path.parent / f".{path.name}.{os.getpid()}.part"
+    try:
+        try:
+            with unfinished.open("wb") as stream:
+                stream.write(packed)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise BundleWriteError(
+                f"{path}: not written ({error.strerror}). Free some space or choose another -o."
+            ) from error
+        self_check(read_bundle(unfinished))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return read_bundle(path)
+
+
+def self_check(bundle: Bundle) -> None:
+    """Load every graph as the box does, which scores the golden set.
+
+    Raises:
+        ScorerError: a graph does not give its golden answers.
+
+    """
+    for name, graph in bundle.manifest.graphs.items():
+        if graph.runtime == "onnxruntime":
+            Scorer(bundle, name)
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o644
+            archive.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()

@@ -1,0 +1,126 @@
+"""`beltline compile`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from calibration.threshold import CalibrationError
+from compile.job import Progress as Tick
+from compile.job import Settings
+from compile.methods.varad import FitError
+from compile.pipeline import Compiled, compile_data
+from edge.bundle import BundleError
+from edge.errors import BeltlineError
+
+
+def compile_bundle(  # noqa: PLR0917 - the command line
+    data: Annotated[Path, typer.Argument(help="Folder of good images: flat, or MVTec style with train/good.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.bundle.")],
+    size: Annotated[
+        int | None, typer.Option(help="Side of the graph's square input, a multiple of 32. [default: chosen]")
+    ] = None,
+    smallest_defect: Annotated[
+        float | None, typer.Option(help="Diameter of the smallest defect to find, source pixels.")
+    ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Time for the graph on one thread of this machine, ms.")
+    ] = None,
+    target_false_reject: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.01,
+    group_by: Annotated[
+        str,
+        typer.Option(help="Which images show one part: near-duplicates, folder, or a regular expression on the name."),
+    ] = "near-duplicates",
+    seed: Annotated[int, typer.Option(help="Fixes splits and fit.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the product. [default: the bundle's file name]")] = "",
+    version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
+    fit_steps: Annotated[
+        int, typer.Option(help="Optimiser steps of each fit; the time is proportional.", min=20)
+    ] = 400,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
+) -> None:
+    """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
+    if not 0 < target_false_reject < 1:
+        raise typer.BadParameter(f"{target_false_reject}: must lie between 0 and 1", param_hint="--target-false-reject")
+    settings = Settings(
+        data, output, size, smallest_defect, budget_ms, target_false_reject, seed, group_by, name, version, fit_steps
+    )
+    try:
+        with _bars(enabled=not as_json) as tick:
+            compiled = compile_data(settings, tick)
+    except (CalibrationError, FitError, BundleError) as error:
+        raise BeltlineError(str(error)) from error
+    summary = summarise(compiled)
+    if as_json:
+        sys.stdout.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    else:
+        _print(compiled)
+
+
+def summarise(compiled: Compiled) -> dict[str, object]:
+    """What `--json` prints."""
+    bundle, found = compiled.bundle, compiled.evidence
+    return {
+        "bundle": str(bundle.path),
+        "id": bundle.id,
+        "bytes": bundle.path.stat().st_size,
+        "report": str(compiled.report),
+        "image_size": {"side": found.size.size, "why": found.size.explanation},
+        "good_images": len(found.data.good),
+        "good_parts": found.data.parts,
+        "skipped": [{"file": str(item.path), "reason": item.reason} for item in found.data.skipped],
+        "remarks": found.data.remarks,
+        "thresholds": {name: entry.model_dump(mode="json") for name, entry in bundle.thresholds.items()},
+        "parity": found.parity_json(),
+        "graph_ms": found.graph_ms,
+        "seconds": found.seconds,
+        "warnings": found.warnings,
+    }
+
+
+@contextmanager
+def _bars(*, enabled: bool) -> Iterator[Tick]:
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
+        tasks: dict[str, object] = {}
+
+        def tick(step: str, done: int, of: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=of)
+            bars.update(tasks[step], completed=done, total=of)  # type: ignore[arg-type]
+
+        yield tick
+
+
+def _print(compiled: Compiled) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    bundle, found = compiled.bundle, compiled.evidence
+    console.print(found.size.explanation, markup=False)
+    for item in found.data.skipped:
+        console.print(f"skipped {item.path}: {item.reason}", markup=False)
+    for remark in found.data.remarks:
+        console.print(remark, markup=False)
+    for row in found.test:
+        if row.image_auroc:
+            console.print(
+                f"test, {row.graph}: image AUROC {row.image_auroc.value:.4f} "
+                f"({row.image_auroc.low:.4f} to {row.image_auroc.high:.4f}), "
+                f"{row.good_rejected} of {row.good} good rejected, "
+                f"{row.defective_accepted} of {row.defective} defective accepted",
+                markup=False,
+            )
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    console.print(
+        f"{bundle.path}: {bundle.path.stat().st_size / 2**20:.1f} MB, graphs {', '.join(bundle.manifest.graphs)}, "
+        f"id {bundle.id[:12]}; report in {compiled.report}",
+        markup=False,
+    )

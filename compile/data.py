@@ -1,0 +1,253 @@
+"""Read a folder of good parts, and say what was read, what was skipped and why.
+
+Two layouts: MVTec AD style (`train/good`, and where there are some `test/<kind>` with their masks
+`ground_truth/<kind>/<name>_mask.png`), or one flat folder of good images. JPEG, PNG, BMP and TIFF; grey, colour or
+colour with alpha; 8 or 16 bits.
+
+Failure modes: a truncated file or one that is no image (`edge.picture` decodes here and on the box alike, to RGB); a
+blank picture; a set that mixes channels or bit depths, where the larger part decides, as one camera gives one format;
+16-bit samples whose white is 10 or 12 bits, decided once for the whole set, as a dark part must look dark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.split import near_duplicates, thumbnail
+from edge.bundle import Source
+from edge.errors import BeltlineError
+from edge.front_end import BLANK_RANGE, FrameError
+from edge.picture import Picture, decode
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+FEWEST_PARTS = 20  # below it no threshold can be set
+WHITES = (1023, 4095, 16383, 65535)
+SIDE_MARGIN = 0.25  # where crops vary in size, how far a later one may lie outside the ones seen
+
+
+class DataError(BeltlineError):
+    """The folder cannot become a bundle. The message names the folder or file and what to do."""
+
+
+class UnreadableImageError(ValueError):
+    """The file is not a usable picture; the message is the reason."""
+
+
+class Skipped(NamedTuple):
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """A test image: `kind` is `good` or the name of the defect; `mask` marks the defect where that is known."""
+
+    path: Path
+    kind: str
+    mask: Path | None
+
+    @property
+    def defective(self) -> bool:
+        return self.kind != "good"
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What a folder holds. `groups[i]` names the physical part that `good[i]` shows."""
+
+    folder: Path
+    layout: Literal["mvtec", "flat"]
+    good: list[Path]
+    groups: NDArray[np.int64]  # [n]
+    test: list[LabelledImage]
+    source: Source
+    longer_side: int  # of the largest image, pixels
+    skipped: list[Skipped] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def parts(self) -> int:
+        return int(np.unique(self.groups).size)
+
+
+def read_image(path: Path) -> Picture:
+    """Decode one picture: HxW grey or HxWx3 RGB, uint8 or uint16, alpha dropped.
+
+    Raises:
+        UnreadableImageError: missing, empty, truncated, not an image, or of another sample type.
+
+    """
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from error
+    except FrameError as error:
+        raise UnreadableImageError(str(error)) from error
+
+
+class _Seen(NamedTuple):
+    path: Path
+    shape: tuple[int, int]
+    channels: Literal[1, 3]
+    bits: int
+    largest: int
+    thumbnail: NDArray[np.float32]
+
+
+def read_data(
+    folder: Path, group_by: str = "near-duplicates", tick: Callable[[int, int], None] | None = None
+) -> DataSet:
+    """Look at every file of a folder once.
+
+    Args:
+        folder: MVTec AD style, or flat.
+        group_by: which images show the same physical part: `near-duplicates`, `folder` (one folder per part), or a
+            regular expression on the file name whose first group (or whole match) names the part.
+        tick: told (files done, files in all).
+
+    Raises:
+        DataError: no such folder, no readable image, or too few good ones.
+
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Give the folder of good images.")
+    good_folder = folder / "train" / "good"
+    layout: Literal["mvtec", "flat"] = "mvtec" if good_folder.is_dir() else "flat"
+    if layout == "flat" and (folder / "train").is_dir():
+        raise DataError(f"{folder}: has train/ but no train/good/. Put the good images into {good_folder}.")
+    files, skipped = _images(
+        good_folder if layout == "mvtec" else folder, deep=layout == "mvtec" or group_by == "folder"
+    )
+    test = _test_images(folder, skipped) if layout == "mvtec" else []
+    seen: list[_Seen] = []
+    total = len(files)
+    for done, path in enumerate(files, start=1):
+        try:
+            seen.append(_look(path))
+        except UnreadableImageError as error:
+            skipped.append(Skipped(path, str(error)))
+        if tick:
+            tick(done, total)
+    remarks: list[str] = []
+    kept = _one_format(seen, skipped, remarks)
+    if len(kept) < FEWEST_PARTS:
+        reasons = Counter(item.reason for item in skipped if item.path in set(files)).most_common(3)
+        because = "; skipped: " + ", ".join(f"{count} x {reason}" for reason, count in reasons) if reasons else ""
+        raise DataError(
+            f"{folder}: {len(kept)} usable good image(s) among {total} file(s), at least {FEWEST_PARTS} are needed"
+            f"{because}. Add images of good parts."
+        )
+    groups = _groups(kept, group_by)
+    return DataSet(
+        folder,
+        layout,
+        good=[item.path for item in kept],
+        groups=groups,
+        test=test,
+        source=_source(kept, remarks),
+        longer_side=max(max(item.shape) for item in kept),
+        skipped=skipped,
+        remarks=remarks,
+    )
+
+
+def _images(folder: Path, *, deep: bool) -> tuple[list[Path], list[Skipped]]:
+    files, skipped = [], []
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        if path.is_dir() or path.name.startswith("."):
+            continue
+        if path.suffix.lower() in SUFFIXES:
+            files.append(path)
+        else:
+            skipped.append(Skipped(path, f"not an image file ({path.suffix or 'no suffix'})"))
+    return files, skipped
+
+
+def _test_images(folder: Path, skipped: list[Skipped]) -> list[LabelledImage]:
+    test = []
+    for kind in sorted(path for path in (folder / "test").glob("*") if path.is_dir()):
+        files, others = _images(kind, deep=True)
+        skipped.extend(others)
+        masks = folder / "ground_truth" / kind.name
+        for path in files:
+            found = [masks / f"{path.stem}{ending}" for ending in ("_mask.png", ".png")]
+            mask = next((candidate for candidate in found if candidate.is_file()), None)
+            test.append(LabelledImage(path, kind.name, mask if kind.name != "good" else None))
+    return test
+
+
+def _look(path: Path) -> _Seen:
+    image = read_image(path)
+    bits = 8 if image.dtype == np.uint8 else 16
+    largest, smallest = int(image.max()), int(image.min())
+    if largest - smallest < BLANK_RANGE:
+        raise UnreadableImageError(f"blank: every sample lies between {smallest} and {largest}")
+    height, width = image.shape[:2]
+    return _Seen(path, (height, width), 1 if image.ndim == 2 else 3, bits, largest, thumbnail(image))
+
+
+def _one_format(seen: Sequence[_Seen], skipped: list[Skipped], remarks: list[str]) -> list[_Seen]:
+    """Keep the format that most pictures have: a camera has one, and a frame of another is not inspected."""
+    counts = Counter((item.channels, item.bits) for item in seen)
+    if len(counts) < 2:
+        return list(seen)
+    (channels, bits), number = counts.most_common(1)[0]
+    words = f"{channels} channel(s) of {bits} bits"
+    remarks.append(f"The set mixes formats; {words} was decided on, which {number} of {len(seen)} images have.")
+    others = [item for item in seen if (item.channels, item.bits) != (channels, bits)]
+    skipped.extend(
+        Skipped(item.path, f"{item.channels} channel(s) of {item.bits} bits, the set has {words}") for item in others
+    )
+    return [item for item in seen if (item.channels, item.bits) == (channels, bits)]
+
+
+def _source(kept: Sequence[_Seen], remarks: list[str]) -> Source:
+    sides = np.array([item.shape for item in kept])
+    low, high = sides.min(axis=0), sides.max(axis=0)
+    varies = low != high
+    if varies.any():
+        remarks.append(
+            f"The images vary from {low[1]}x{low[0]} to {high[1]}x{high[0]} pixels (width x height); "
+            f"frames up to {SIDE_MARGIN:.0%} outside that are inspected too."
+        )
+    low = np.where(varies, np.floor(low * (1 - SIDE_MARGIN)), low).astype(int)
+    high = np.where(varies, np.ceil(high * (1 + SIDE_MARGIN)), high).astype(int)
+    white = 255
+    if kept[0].bits == 16:
+        largest = max(item.largest for item in kept)
+        white = next(level for level in WHITES if largest <= level)
+        remarks.append(f"16-bit samples: the largest is {largest}, so white was taken to be {white}.")
+    return Source(
+        height=(int(low[0]), int(high[0])),
+        width=(int(low[1]), int(high[1])),
+        channels=kept[0].channels,
+        white=white,
+    )
+
+
+def _groups(kept: Sequence[_Seen], group_by: str) -> NDArray[np.int64]:
+    if group_by == "near-duplicates":
+        return near_duplicates(np.stack([item.thumbnail for item in kept])).groups
+    if group_by == "folder":
+        keys = [str(item.path.parent) for item in kept]
+    else:
+        keys = [_key(item.path, group_by) for item in kept]
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def _key(path: Path, pattern: str) -> str:
+    try:
+        match = re.search(pattern, path.name)
+    except re.error as error:
+        raise DataError(f"--group-by {pattern!r} is not a regular expression ({error}).") from error
+    if match is None:
+        raise DataError(f"--group-by {pattern!r} does not match {path.name}: every image needs a part.")
+    return match.group(1) if match.groups() else match.group(0)

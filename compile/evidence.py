@@ -1,0 +1,116 @@
+"""What a compilation found out: the material of parity.json, of the report and of `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.threshold import ThresholdResult
+from compile.data import DataSet
+from compile.image_size import SizeChoice
+from compile.parity import Reduced
+from compile.precision import Rendering
+from edge.bundle import GraphName
+
+
+class Interval(NamedTuple):
+    """A figure with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class TestRow:
+    """What one graph makes of the labelled test pictures; they influence neither fit nor threshold."""
+
+    graph: str  # "torch", "float", "int8", "trt"
+    image_auroc: Interval | None
+    pixel_auroc: Interval | None
+    aupro: Interval | None
+    good_rejected: int
+    good: int
+    defective_accepted: int
+    defective: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A picture with its map, for people."""
+
+    title: str
+    image: NDArray[np.uint8]  # [H, W, 3]
+    map: NDArray[np.float32]  # [h, w]
+    score: float
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Filled while the compilation goes on."""
+
+    name: str
+    version: str
+    seed: int
+    data: DataSet
+    size: SizeChoice
+    split: str = ""  # for people
+    thresholds: dict[GraphName, ThresholdResult] = field(default_factory=dict)
+    good_scores: dict[GraphName, NDArray[np.float64]] = field(default_factory=dict)  # of parts not trained on
+    other_scores: dict[GraphName, NDArray[np.float64]] = field(default_factory=dict)  # defective or painted
+    other_name: str = ""
+    renderings: dict[GraphName, Rendering] = field(default_factory=dict)
+    float_parity: dict[str, float | int] = field(default_factory=dict)
+    reduced: dict[GraphName, Reduced] = field(default_factory=dict)
+    test: list[TestRow] = field(default_factory=list)
+    graph_ms: dict[GraphName, float] = field(default_factory=dict)  # median, one thread, this machine
+    examples: list[Example] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # step -> duration
+    machine: str = ""
+
+    def parity_json(self) -> dict[str, object]:
+        return {
+            "float": self.float_parity,
+            "reduced": {name: _reduced(found, self.renderings[name]) for name, found in self.reduced.items()},
+            "test": [_row(row) for row in self.test],
+            "engine": "not run",
+            "trt_scored_by": "ONNX Runtime, Q/DQ in float as written",
+        }
+
+
+def _reduced(found: Reduced, rendering: Rendering) -> dict[str, object]:
+    return {
+        "kept": found.kept,
+        "reason": found.reason,
+        "evidence": found.evidence,
+        "image_auroc_float": found.auroc_float,
+        "image_auroc_reduced": found.auroc_reduced,
+        "image_auroc_loss": found.auroc_loss,
+        "image_auroc_loss_interval": list(found.auroc_loss_interval),
+        "spearman": found.spearman,
+        "false_reject_shift": found.false_reject_shift,
+        "maps_change_relative": rendering.change,
+        "maps_change_naive": rendering.naive_change,
+        "float_nodes": [
+            {"node": node.node, "operator": node.operator, "change_alone": node.harm} for node in rendering.float_nodes
+        ],
+    }
+
+
+def _row(row: TestRow) -> dict[str, object]:
+    figures = {
+        name: None if found is None else {"value": found.value, "interval": [found.low, found.high]}
+        for name, found in (("image_auroc", row.image_auroc), ("pixel_auroc", row.pixel_auroc), ("aupro", row.aupro))
+    }
+    return {
+        "graph": row.graph,
+        **figures,
+        "good": row.good,
+        "good_rejected": row.good_rejected,
+        "defective": row.defective,
+        "defective_accepted": row.defective_accepted,
+    }

@@ -1,0 +1,112 @@
+"""Pictures and trunk maps on disk: computed once per rendering of the trunk, read by every fit.
+
+The trunk is frozen, so its maps never change: fitting a head on the maps of all renderings (float and both INT8 forms)
+costs no more than on one, and makes it indifferent to the noise of quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from compile.data import Skipped, UnreadableImageError, read_image
+from compile.onnx_session import open_session
+from edge.bundle import Input
+from edge.front_end import FrameError, rgb
+
+Tick = Callable[[int, int], None]
+SCORE_BATCH = 8
+
+
+def load_pictures(
+    paths: Sequence[Path], spec: Input, file: Path, tick: Tick | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
+    """Bring pictures to the graph's input by the front end of the box.
+
+    Returns:
+        uint8 [n, H, W, 3] mapped from `file`; which of `paths` they are; and what was skipped.
+
+    """
+    shape = (max(len(paths), 1), spec.height, spec.width, 3)
+    pictures = np.memmap(file, np.uint8, "w+", shape=shape)
+    kept: list[int] = []
+    skipped = []
+    for position, path in enumerate(paths):
+        try:
+            pictures[len(kept)] = rgb(read_image(path), spec)
+            kept.append(position)
+        except (UnreadableImageError, FrameError) as error:
+            skipped.append(Skipped(path, str(error)))
+        if tick:
+            tick(position + 1, len(paths))
+    return pictures[: len(kept)], np.array(kept, np.int64), skipped
+
+
+class Rows:
+    """Chosen rows of an array on disk, read when they are asked for."""
+
+    def __init__(self, source: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        self._source, self._rows = source, rows
+        self.shape = (len(rows), *source.shape[1:])
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        return np.asarray(self._source[self._rows[index]])
+
+
+class Features:
+    """Trunk maps of n pictures under each rendering: per hierarchy float32 [renderings * n, C, h, w] on disk."""
+
+    def __init__(self, folder: Path, renderings: Sequence[str]) -> None:
+        self._folder, self.renderings = folder, list(renderings)
+        self.maps: list[NDArray[np.float32]] = []
+        self.pictures = 0
+
+    def extract(
+        self,
+        name: str,
+        trunk: onnx.ModelProto,
+        pictures: NDArray[np.uint8],
+        *,
+        exact: bool,
+        threads: int,
+        tick: Tick | None,
+    ) -> None:
+        """Fill one rendering."""
+        session = open_session(trunk, threads=threads, exact=exact)
+        first = self.renderings.index(name) * len(pictures)
+        for position, picture in enumerate(pictures):
+            found = session.run(None, {"image": picture[None]})
+            if not self.maps:
+                self.pictures = len(pictures)
+                self.maps = [self._file(i, len(self.renderings) * len(pictures), each) for i, each in enumerate(found)]
+            for array, values in zip(self.maps, found, strict=True):
+                array[first + position] = values[0]
+            if tick:
+                tick(position + 1, len(pictures))
+
+    def _file(self, number: int, rows: int, like: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.memmap(self._folder / f"maps_{number}.bin", np.float32, "w+", shape=(rows, *like.shape[1:]))
+
+    def to_fit(self, rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        """All renderings of the chosen pictures."""
+        every = np.concatenate([rows + turn * self.pictures for turn in range(len(self.renderings))])
+        return [cast("NDArray[np.float32]", Rows(array, every)) for array in self.maps]
+
+    @torch.no_grad()
+    def score(self, head: nn.Module, name: str, rows: NDArray[np.int64], map_side: int) -> NDArray[np.float64]:
+        """Score the chosen pictures of one rendering with a head: [len(rows)]."""
+        first = self.renderings.index(name) * self.pictures
+        scores = []
+        for start in range(0, len(rows), SCORE_BATCH):
+            chosen = first + rows[start : start + SCORE_BATCH]
+            maps = [torch.from_numpy(np.asarray(array[chosen])) for array in self.maps]
+            score, _ = head(*maps, torch.ones(len(chosen), map_side, map_side))
+            scores.append(score.numpy().astype(np.float64))
+        return np.concatenate(scores)

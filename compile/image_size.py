@@ -1,0 +1,115 @@
+"""Choose the side of the graph's square input from the source, the smallest defect and the time there is."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from compile.onnx_session import open_session
+from edge.errors import BeltlineError
+
+STEP = 32  # the trunk's stride 16, twice
+SMALLEST, LARGEST = 128, 1024
+DEFECT_PIXELS = 8  # at the graph's input: one cell of the finest hierarchy
+ASSUMED_DEFECT = 1 / 32  # of the picture's longer side, where nobody stated it
+HEAD_SHARE = 0.6  # time of the head relative to the trunk; the report has the measured times of the whole graph
+
+
+class ImageSizeError(BeltlineError):
+    """No image size fits. The message says which wish to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeChoice:
+    """The side in pixels, why, and what people must know."""
+
+    size: int
+    explanation: str
+    warning: str = ""
+
+
+def choose_size(
+    longer_side: int,
+    *,
+    size: int | None = None,
+    smallest_defect_px: float | None = None,
+    budget_ms: float | None = None,
+    ms_per_megapixel: float | None = None,
+) -> SizeChoice:
+    """Choose the input's side.
+
+    Args:
+        longer_side: of the largest source picture, pixels; the picture is stretched to a square.
+        size: asked for, a multiple of 32: then nothing is chosen.
+        smallest_defect_px: diameter of the smallest defect that must be found, source pixels.
+        budget_ms: time for the graph on one thread.
+        ms_per_megapixel: of the graph on this machine; needed with a budget.
+
+    Raises:
+        ImageSizeError: the size is no multiple of 32 in 128..1024, a wish is not positive, or the budget is too small.
+
+    """
+    if size is not None:
+        if size % STEP or not SMALLEST <= size <= LARGEST:
+            raise ImageSizeError(f"--size {size}: give a multiple of {STEP} from {SMALLEST} to {LARGEST}.")
+        return SizeChoice(size, f"{size} px was asked for with --size.", _missed(size, longer_side, smallest_defect_px))
+    for name, wish in (("--smallest-defect", smallest_defect_px), ("--budget-ms", budget_ms)):
+        if wish is not None and not wish > 0:
+            raise ImageSizeError(f"{name} {wish}: must be above zero.")
+    defect = smallest_defect_px if smallest_defect_px is not None else ASSUMED_DEFECT * longer_side
+    needed = _up(DEFECT_PIXELS * longer_side / defect)
+    stated = "stated" if smallest_defect_px is not None else "not stated and taken"
+    words = [f"The smallest defect is {stated} to be {defect:.3g} px of the source's {longer_side} px."]
+    words.append(f"It must cover {DEFECT_PIXELS} px of the input: {needed} px.")
+    chosen = needed
+    if chosen > _up(longer_side):
+        chosen = _up(longer_side)
+        words.append(f"The source has no more than {longer_side} px: {chosen} px.")
+    chosen = min(max(chosen, SMALLEST), LARGEST)
+    if budget_ms is not None:
+        assert ms_per_megapixel is not None
+        affordable = int((budget_ms / ms_per_megapixel * 1e6) ** 0.5) // STEP * STEP
+        words.append(
+            f"{budget_ms:g} ms pay for {affordable} px here ({ms_per_megapixel:.0f} ms per megapixel, one thread)."
+        )
+        if affordable < SMALLEST:
+            least = SMALLEST**2 * ms_per_megapixel / 1e6
+            raise ImageSizeError(f"--budget-ms {budget_ms:g}: {SMALLEST} px take {least:.1f} ms here. Allow more time.")
+        chosen = min(chosen, affordable)
+    words.append(f"Chosen: {chosen} px.")
+    return SizeChoice(chosen, " ".join(words), _missed(chosen, longer_side, smallest_defect_px))
+
+
+def measure_ms_per_megapixel(trunk: onnx.ModelProto, runs: int = 9) -> float:
+    """Time of the float graph on this machine, one thread: the trunk measured, the head by its usual share.
+
+    A float upper bound: INT8, where it is kept, is faster.
+    """
+    session = open_session(trunk)
+    value = trunk.graph.input[0]
+    height, width = (axis.dim_value for axis in value.type.tensor_type.shape.dim[1:3])
+    image = np.full((1, height, width, 3), 128, np.uint8)
+    times = []
+    for _ in range(runs + 2):
+        started = time.perf_counter()
+        session.run(None, {value.name: image})
+        times.append((time.perf_counter() - started) * 1000)
+    return float(statistics.median(times[2:]) * (1 + HEAD_SHARE) / (height * width / 1e6))
+
+
+def _up(pixels: float) -> int:
+    return int(-(-pixels // STEP) * STEP)
+
+
+def _missed(size: int, longer_side: int, defect: float | None) -> str:
+    seen = DEFECT_PIXELS * longer_side / size
+    if defect is None or seen <= defect * 1.0001:
+        return ""
+    return (
+        f"At {size} px only defects from {seen:.0f} source pixels on cover a whole cell; the smallest stated has "
+        f"{defect:g}. Smaller ones may be missed."
+    )

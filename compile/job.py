@@ -1,0 +1,73 @@
+"""What one compilation is about: the user's wishes and what every step of it shares."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from compile.evidence import Evidence
+from edge.bundle import GraphName, Input
+
+Progress = Callable[[str, int, int], None]  # (step, done, of)
+Graphs = dict[GraphName, onnx.ModelProto]
+
+FILES: dict[GraphName, str] = {"float": "model.onnx", "int8": "model.int8.onnx", "trt": "model.trt.onnx"}
+MAP_LIMIT = 256  # pixels a side
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user asked for."""
+
+    data: Path
+    output: Path
+    size: int | None = None
+    smallest_defect_px: float | None = None
+    budget_ms: float | None = None
+    target_false_reject: float = 0.01
+    seed: int = 0
+    group_by: str = "near-duplicates"
+    name: str = ""
+    version: str = "1"
+    fit_steps: int = 400
+
+
+@dataclass(slots=True)
+class Clock:
+    """Tells the progress of each step and keeps its duration."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.progress(name, 0, 1)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+        self.progress(name, 1, 1)
+
+    def ticks(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, of: self.progress(name, done, of)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One compilation, once its data are read and its image size is chosen."""
+
+    settings: Settings
+    clock: Clock
+    work: Path  # scratch folder
+    spec: Input
+    evidence: Evidence
+    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    @property
+    def map_side(self) -> int:
+        return min(MAP_LIMIT, self.spec.height // 2)

@@ -1,0 +1,100 @@
+"""From good pictures to graphs: render the trunk, fit the head on what all renderings see, export, join."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compile.anomaly_graph import AnomalyHead
+from compile.backbone import Trunk
+from compile.export import export, join
+from compile.features import Features
+from compile.job import FILES, Graphs, Job
+from compile.methods.varad import fit_varad
+from compile.precision import CalibrationRecord, calibrate, render_accurately
+from compile.quantise import ONNX_RUNTIME, TENSORRT
+from compile.split_plan import SplitPlan
+from compile.tensorrt_build import TensorRTError, check_allowed
+
+MAPS = ("maps_8", "maps_16")
+CALIBRATION_PICTURES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """One head per fold, and the one that is shipped."""
+
+    folds: list[AnomalyHead]
+    shipped: AnomalyHead
+
+
+def export_trunk(trunk: Trunk, side: int) -> Graphs:
+    return {"float": export(trunk, (torch.zeros(2, side, side, 3, dtype=torch.uint8),), ["image"], list(MAPS))}
+
+
+def render_trunks(job: Job, trunk: Trunk, pictures: NDArray[np.uint8]) -> tuple[Graphs, CalibrationRecord]:
+    """Export the trunk and render both INT8 forms from one record of `pictures`, which the head is fitted on too."""
+    trunks = export_trunk(trunk, job.spec.height)
+    rows = np.linspace(0, len(pictures) - 1, min(CALIBRATION_PICTURES, len(pictures))).astype(int)
+    chosen = [pictures[i] for i in rows]
+    record, plain = calibrate(trunks["float"], chosen, job.clock.ticks("calibrate"))
+    for target in (ONNX_RUNTIME, TENSORRT):
+        tick = job.clock.ticks(f"quantise {target.name}")
+        found = render_accurately(trunks["float"], record, plain, target, chosen, tick=tick)
+        job.evidence.renderings[target.name] = found
+        trunks[target.name] = found.model
+    return trunks, record
+
+
+def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) -> Features:
+    """Compute the maps of every rendering of the trunk."""
+    folder = job.work / step
+    folder.mkdir()
+    features = Features(folder, list(trunks))
+    for name, model in trunks.items():
+        tick = job.clock.ticks(f"{step} {name}")
+        features.extract(name, model, pictures, exact=name == "trt", threads=job.threads, tick=tick)
+    return features
+
+
+def fit_heads(job: Job, features: Features, plan: SplitPlan) -> Heads:
+    """Fit a head per fold; where parts were simply held out, that one is shipped."""
+    folds = [
+        _fit(job, features, train, f"fit {number} of {len(plan.folds)}")
+        for number, (train, _) in enumerate(plan.folds, start=1)
+    ]
+    shipped = _fit(job, features, np.arange(features.pictures), "fit all") if plan.cross_fitted else folds[0]
+    return Heads(folds, shipped)
+
+
+def _fit(job: Job, features: Features, rows: NDArray[np.int64], step: str) -> AnomalyHead:
+    chosen = features.to_fit(rows)
+    model = fit_varad(
+        chosen,
+        seed=job.settings.seed,
+        steps=job.settings.fit_steps,
+        progress=lambda _, done, of: job.clock.progress(step, done, of),
+    )
+    grids = [(array.shape[2], array.shape[3]) for array in chosen]
+    return AnomalyHead(model, grids, (job.map_side, job.map_side)).eval()
+
+
+def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead) -> Graphs:
+    """Join every rendering of the trunk with the float head.
+
+    Raises:
+        TensorRTError: a graph for TensorRT holds what TensorRT 10.3 does not take.
+
+    """
+    shapes = [[axis.dim_value for axis in v.type.tensor_type.shape.dim[1:]] for v in trunks["float"].graph.output]
+    maps = tuple(torch.zeros(2, *shape) for shape in shapes)
+    mask = torch.ones(2, job.map_side, job.map_side)
+    exported = export(head, (*maps, mask), [*MAPS, "mask"], ["score", "map"])
+    graphs: Graphs = {name: join(trunk, exported) for name, trunk in trunks.items()}
+    for name in ("float", "trt"):
+        if name in graphs and (problems := check_allowed(graphs[name])):
+            raise TensorRTError(f"{FILES[name]}: {problems[0]} ({len(problems)} finding(s))")
+    return graphs

@@ -1,0 +1,127 @@
+"""Calibrate a trunk for INT8, and find by measurement which of its nodes must stay in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.ranges import METHODS, Histogram, histogram, merge
+from compile.onnx_session import open_session, with_outputs
+from compile.quantise import Array, Target, bias_shift, calibrated_tensors, quantised_nodes, render
+
+METHOD = "mse"  # of `calibration.ranges`: the range that loses least in mean square
+FEATURE_BUDGET = 0.10  # largest change of the trunk's maps, relative to their spread, that is left to the head
+MOST_FLOAT = 3  # nodes
+PROBES = 4  # pictures on which single nodes are measured
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRecord:
+    """What the trunk's tensors held on good pictures: one record, rendered for every runtime."""
+
+    method: str
+    pictures: int
+    ranges: dict[str, tuple[float, float]]
+    means: dict[str, Array]  # input of a convolution -> [channels]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "method": self.method,
+            "pictures": self.pictures,
+            "ranges": {name: [float(f"{low:.7g}"), float(f"{high:.7g}")] for name, (low, high) in self.ranges.items()},
+            "means": {name: [float(f"{value:.6g}") for value in mean] for name, mean in self.means.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FloatNode:
+    """A node that stays in float, and the change of the maps that rounding it alone causes."""
+
+    node: str
+    operator: str
+    harm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """An INT8 form of the trunk and what it changes: relative change per map, of their spread."""
+
+    model: onnx.ModelProto
+    change: list[float]
+    naive_change: list[float]  # min-max ranges, no bias correction, every node rounded
+    float_nodes: list[FloatNode]
+
+
+def calibrate(
+    trunk: onnx.ModelProto, pictures: Sequence[NDArray[np.uint8]], tick: Callable[[int, int], None] | None = None
+) -> tuple[CalibrationRecord, dict[str, tuple[float, float]]]:
+    """Record the ranges on pictures uint8 [H, W, 3]; the second result is their plain minimum and maximum."""
+    tensors = calibrated_tensors(trunk)
+    session = open_session(with_outputs(trunk, tensors))
+    seen: dict[str, Histogram] = {}
+    sums: dict[str, NDArray[np.float64]] = {}
+    for done, picture in enumerate(pictures, start=1):
+        for name, values in zip(tensors, session.run(tensors, {"image": picture[None]}), strict=True):
+            counted = histogram(values)
+            seen[name] = merge(seen[name], counted) if name in seen else counted
+            sums[name] = sums.get(name, 0) + values.mean(axis=(0, 2, 3), dtype=np.float64)
+        if tick:
+            tick(done, len(pictures))
+    inputs = {node.input[0] for node in trunk.graph.node if node.op_type == "Conv"}
+    means = {name: (sums[name] / len(pictures)).astype(np.float32) for name in tensors if name in inputs}
+    record = CalibrationRecord(METHOD, len(pictures), {n: METHODS[METHOD](seen[n]) for n in tensors}, means)
+    return record, {name: METHODS["minmax"](seen[name]) for name in tensors}
+
+
+def render_accurately(
+    trunk: onnx.ModelProto,
+    record: CalibrationRecord,
+    plain_ranges: dict[str, tuple[float, float]],
+    target: Target,
+    pictures: Sequence[NDArray[np.uint8]],
+    *,
+    tick: Callable[[int, int], None] | None = None,
+) -> Rendering:
+    """Render a trunk for a target, with as few nodes in float as bring its maps within the feature budget."""
+    images = np.stack(pictures[:PROBES])
+    reference = _maps(trunk, images)
+    shifts = bias_shift(trunk, record.means, target)
+
+    def change(keep: Sequence[str]) -> list[float]:
+        model = render(trunk, record.ranges, target, keep_float=keep, shifts=shifts)
+        return _changes(_maps(model, images), reference)
+
+    naive = _changes(_maps(render(trunk, plain_ranges, target), images), reference)
+    kept: list[FloatNode] = []
+    now = change([])
+    if max(now) > FEATURE_BUDGET:
+        names = quantised_nodes(trunk)
+        operators = {node.name: node.op_type for node in trunk.graph.node}
+        harms = []
+        for done, name in enumerate(names, start=1):
+            harms.append(FloatNode(name, operators[name], max(change([other for other in names if other != name]))))
+            if tick:
+                tick(done, len(names))
+        for worst in sorted(harms, key=lambda node: -node.harm)[:MOST_FLOAT]:
+            kept.append(worst)
+            now = change([node.node for node in kept])
+            if max(now) <= FEATURE_BUDGET:
+                break
+    model = render(trunk, record.ranges, target, keep_float=[node.node for node in kept], shifts=shifts)
+    return Rendering(model, now, naive, kept)
+
+
+def _maps(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Array]:
+    found: list[Array] = open_session(model, exact=True).run(None, {"image": images})
+    return found
+
+
+def _changes(maps: list[Array], reference: list[Array]) -> list[float]:
+    return [
+        float(np.linalg.norm(a - b) / np.linalg.norm(b - b.mean(axis=(0, 2, 3), keepdims=True)))
+        for a, b in zip(maps, reference, strict=True)
+    ]

@@ -1,0 +1,50 @@
+"""Which good parts are trained on, and which set the threshold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.split import hold_out, kfold
+
+FEW_PARTS = 150
+LARGEST_HELD_OUT = 0.4  # of the parts
+SMALLEST_HELD_OUT = 0.2
+MANY_PARTS = 500  # from here on held-out parts always suffice
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """Folds of (to train on, held out), indices of pictures; one fold when parts are simply held out."""
+
+    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    cross_fitted: bool
+    words: str
+
+
+def plan_split(groups: NDArray[np.int64], target_false_reject: float, seed: int) -> SplitPlan:
+    """Cross-fit where parts are few for the target, hold parts out where there are enough.
+
+    Args:
+        groups: [n], the physical part of each picture.
+        target_false_reject: n held-out parts support no less than 1/(n+1).
+        seed: of the shuffle.
+
+    """
+    parts = int(np.unique(groups).size)
+    needed = math.ceil(1 / target_false_reject)
+    if parts < FEW_PARTS or (needed > LARGEST_HELD_OUT * parts and parts < MANY_PARTS):
+        k = 5 if parts < FEW_PARTS else 3
+        words = (
+            f"{k}-fold by physical part ({parts} parts, {len(groups)} pictures): every part is scored by a model that "
+            "never saw it; the shipped model is fitted on all."
+        )
+        return SplitPlan(kfold(groups, k, seed), cross_fitted=True, words=words)
+    share = min(LARGEST_HELD_OUT, max(SMALLEST_HELD_OUT, (needed + 1) / parts))
+    train, held = hold_out(groups, share, seed)
+    count = int(np.unique(groups[held]).size)
+    words = f"{count} of {parts} physical parts ({len(held)} of {len(groups)} pictures) held out of the fit."
+    return SplitPlan([(train, held)], cross_fitted=False, words=words)
