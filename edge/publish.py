@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
+from edge.control import ControlError, ask
 from edge.errors import BeltlineError
 from edge.outbox import Outbox, Row
 from edge.watchdog import Watchdog
@@ -37,6 +38,7 @@ from firmware_bridge.parts import PartId
 
 STEP_S = 0.02  # a new row waits this long at most before it is noticed
 LOOK_NS = 500_000_000  # between two looks at the station
+LOOK_AGAIN_NS = 3_000_000_000  # at one that did not answer: a hung one costs 2 s each time
 HEALTH_NS = 5_000_000_000
 GOODBYE_NS = 500_000_000  # wait for outstanding acknowledgements when stopping
 ACK_LIMIT_NS = 20_000_000_000  # a broker that takes verdicts and acknowledges none for so long is left
@@ -92,10 +94,13 @@ class Publisher:
 
     def run(self, watchdog: Watchdog, stopped: Callable[[], bool]) -> None:
         watchdog.ready()
+        told_ns = 0
         while not stopped():
             self.step()
             watchdog.alive()
-            watchdog.status(self.summary())
+            if (now_ns := time.monotonic_ns()) - told_ns > LOOK_NS:
+                told_ns = now_ns
+                watchdog.status(self.summary())
 
     def step(self, timeout_s: float = STEP_S) -> None:
         """One round of the loop."""
@@ -129,9 +134,7 @@ class Publisher:
                 **outbox.counters,
                 **{f"broker_{cause}": count for cause, count in self.broker.counters.items()},
             },
-            station={
-                name: value for name, value in self._station.items() if isinstance(value, int | float | str | None)
-            },
+            station=_flat(self._station),
             time=_now(),
         )
 
@@ -191,8 +194,8 @@ class Publisher:
         """State and fault when they change, health every few seconds."""
         now_ns = time.monotonic_ns()
         if now_ns >= self._look_ns:
-            self._look_ns = now_ns + LOOK_NS
             self._station = self._look()
+            self._look_ns = time.monotonic_ns() + (LOOK_NS if self._station else LOOK_AGAIN_NS)
             state = (self._text("state"), self._text("fault"), self._text("recipe"))
             if state != self._told:
                 self._send_state(session, online=True)
@@ -274,6 +277,26 @@ def publisher(settings: MqttSettings, site: str, line: str, name: str, journal: 
     outbox = Outbox(journal, cursor_of(journal), settings.backlog_rows)
     identity = client_id(machine_id(journal.parent), site, line, name)
     return Publisher(settings, f"beltline/{site}/{line}/{name}", outbox, identity, **more)
+
+
+def _flat(view: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool | None]:
+    """Nested tables as one, `path.connected`; what is no plain value is left out."""
+    flat: dict[str, int | float | str | bool | None] = {}
+    for name, value in view.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        elif value is None or isinstance(value, int | float | str):
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def look_at(control: Path) -> StationView:
+    """The station's status through its control socket; empty when it does not answer."""
+    try:
+        status = ask(control, "status")
+    except ControlError:
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 def cursor_of(journal: Path) -> Path:

@@ -25,9 +25,6 @@ class Watchdog:
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         name = environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + name[1:] if name.startswith("@") else name
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if name else None
-        if self._socket:
-            self._socket.setblocking(False)
         for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         limit_us = environment.get("WATCHDOG_USEC", "")
         self._period_ns = int(limit_us) * 1000 // 4 if for_us and limit_us.isdigit() else 0
@@ -62,6 +59,7 @@ class Watchdog:
         self._send("STOPPING=1")
 
     def _send(self, line: str) -> None:
-        if self._socket:
-            with contextlib.suppress(OSError):
-                self._socket.sendto(line.encode(), self._address)
+        if self._address:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.setblocking(False)
+                manager.sendto(line.encode(), self._address)

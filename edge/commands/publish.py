@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from edge.errors import BeltlineError
-from edge.publish import cursor_of, lock, publisher
+from edge.publish import cursor_of, lock, look_at, publisher
 from edge.settings import load_settings
 from edge.watchdog import Watchdog
 
@@ -44,6 +44,13 @@ def publish(
     with (
         lock(cursor_of(journal)),
         Watchdog() as watchdog,
-        publisher(settings.mqtt, where.site, where.line, where.name, journal) as running,
+        publisher(
+            settings.mqtt,
+            where.site,
+            where.line,
+            where.name,
+            journal,
+            look=lambda: look_at(settings.paths.control),
+        ) as running,
     ):
         running.run(watchdog, lambda: stop)

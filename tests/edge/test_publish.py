@@ -196,13 +196,14 @@ def test_a_restart_repeats_nothing_that_was_acknowledged(mosquitto: Any, subscri
 
 def test_state_birth_change_and_goodbye_are_retained(mosquitto: Any, subscribe: Any, journal: Journal) -> None:
     port = mosquitto().port
-    view: dict[str, object] = {"state": "ContinuousExecution", "fault": None, "recipe": "tea", "parts": 5}
+    view: dict[str, object] = {"state": "ContinuousExecution", "fault": None, "recipe": "tea", "path": {"ready": True}}
     with make(port, journal.path, look=lambda: dict(view)) as running:
         step_until(running, lambda: running.health().counters["broker_connects"])
         running.step()
         late = subscribe(port, "beltline/s/l/a/#")
         birth = late.take("/state")
         assert (birth["online"], birth["station"], birth["recipe"]) == (True, "ContinuousExecution", "tea")
+        assert late.take("/health")["station"]["path.ready"] is True
         view.update(state="Error", fault="encoder lost")
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
