@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 SMALLEST_CALIBRATION = 20  # parts
+OUTLYING = 1.5  # interquartile ranges: a gap beside the threshold that wide has an outlier on its far side
 TAIL_PARTS = 20  # exceedances that a tail model must be fitted on
 TAIL_SHARE = 0.2  # of the parts, at most
 TAIL_RESAMPLES = 400
@@ -83,6 +84,11 @@ def set_threshold(
         gap = at - ordered[-2]
         rule = f"largest of {n} scores plus half its gap to the one below"
         flags.append(f"the threshold hangs on the single largest score of {n} good parts")
+    if gap > 0 and gap > OUTLYING * (ordered[(3 * n) // 4] - ordered[n // 4]):
+        flags.append(
+            f"the threshold moved up by half of an unusually wide gap ({gap:.4g}): look at the good "
+            f"parts of the {n - min(rank, n - 1)} largest score(s), they may not be good"
+        )
     if gap == 0:
         rule += f"; tied with its neighbour, so not moved ({int(np.sum(ordered == at))} parts have this score)"
     value = float(at + gap / 2)

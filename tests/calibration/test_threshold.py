@@ -41,7 +41,7 @@ def test_rule_is_the_order_statistic_moved_half_way(scores: list[float], target:
         above = ordered[result.rank]
         assert below <= result.value <= above
         assert result.value == pytest.approx((below + above) / 2, abs=1e-9)
-        assert not result.flagged
+        assert "single largest" not in result.flagged
     else:
         assert result.value == pytest.approx(below + (below - ordered[-2]) / 2, abs=1e-9)
         assert "single largest" in result.flagged
@@ -84,6 +84,14 @@ def test_ties_are_said_and_reject_no_more_than_promised() -> None:
     assert result.value == 1.0
     assert "tied" in result.rule
     assert "50 parts have this score" in result.rule
+
+
+def test_an_outlier_beside_the_threshold_is_named() -> None:
+    ordinary = np.random.default_rng(0).normal(size=30)
+    assert "unusually wide gap" in set_threshold([*ordinary, 20.0], 0.01).flagged  # the outlier is the threshold
+    assert "1 largest score(s)" in set_threshold([*ordinary, 20.0], 0.0626).flagged  # the threshold moves towards it
+    assert not set_threshold([*ordinary, 20.0], 0.2).flagged
+    assert not set_threshold(np.random.default_rng(1).normal(size=300), 0.02).flagged
 
 
 def test_a_tie_at_the_top_is_flagged_and_does_not_move() -> None:
