@@ -23,10 +23,9 @@ class AnomalyHead(nn.Module):
     """Trunk maps and mask to score and map.
 
     Args:
-        model: trunk maps to one non-negative discrepancy map [B, h_i, w_i] per hierarchy.
+        model: trunk maps to one smooth, non-negative discrepancy map [B, h_i, w_i] per hierarchy.
         grids: their sizes.
         map_size: height and width of the output map and of the mask.
-        smoothing: standard deviation of the Gaussian, in cells of the finest hierarchy.
         top: share of the map's pixels whose mean is the score.
 
     """
@@ -37,8 +36,7 @@ class AnomalyHead(nn.Module):
         grids: Sequence[tuple[int, int]],
         map_size: tuple[int, int],
         *,
-        smoothing: float = 1.0,
-        top: float = 0.005,
+        top: float = 0.01,
     ) -> None:
         super().__init__()
         if max(map_size) > MAP_LIMIT:
@@ -46,18 +44,16 @@ class AnomalyHead(nn.Module):
         self.model = model
         self.map_size = map_size
         self.top = max(1, min(round(top * math.prod(map_size)), TOP_LIMIT))
-        finest = max(grids)
-        for i, grid in enumerate(grids):
-            for axis in (0, 1):
-                sigma = smoothing * map_size[axis] / finest[axis]
-                self.register_buffer(f"spread_{i}_{axis}", _spread(grid[axis], map_size[axis], sigma), persistent=False)
+        for i, (height, width) in enumerate(grids):
+            self.register_buffer(f"rows_{i}", _interpolation(height, map_size[0]), persistent=False)
+            self.register_buffer(f"columns_{i}", _interpolation(width, map_size[1]).T.contiguous(), persistent=False)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs: the trunk's maps, then the mask."""
         *features, mask = inputs
-        surprise = self.model(features)
         parts = [
-            getattr(self, f"spread_{i}_0") @ each @ getattr(self, f"spread_{i}_1").T for i, each in enumerate(surprise)
+            getattr(self, f"rows_{i}") @ each @ getattr(self, f"columns_{i}")
+            for i, each in enumerate(self.model(features))
         ]
         heat = torch.stack(parts).mean(0) * mask
         score = heat.flatten(1).topk(self.top, 1).values.mean(1)
@@ -77,14 +73,11 @@ class AnomalyGraph(nn.Module):
         return cast(tuple[Tensor, Tensor], self.head(*self.trunk(image), mask))
 
 
-def _spread(cells: int, pixels: int, sigma: float) -> Tensor:
-    """[pixels, cells]: linear interpolation from cell centres, then a Gaussian of sigma pixels; rows sum to one.
+def _interpolation(cells: int, pixels: int) -> Tensor:
+    """[pixels, cells]: linear interpolation between cell centres, constant beyond the outer ones.
 
     Evenly padded strides put the centre of cell i on the left edge of its span, at i / cells of the picture.
     """
     at = (np.arange(pixels) + 0.5) * cells / pixels
-    linear = np.maximum(1 - np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells)), 0)
-    distance = np.subtract.outer(np.arange(pixels), np.arange(pixels))
-    blur = np.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2)
-    rows = blur @ linear
-    return torch.from_numpy(rows / rows.sum(1, keepdims=True)).float()
+    distance = np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells))
+    return torch.from_numpy(np.maximum(1 - distance, 0)).float()

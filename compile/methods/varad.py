@@ -9,7 +9,10 @@ Ours: the Mamba-2 form of the scan (`compile.scan`); a convolutional trunk; and 
 The model predicts a mean and a scale for each channel of the next token and is fitted by maximum likelihood, so that
 the discrepancy is counted in standard deviations: an unpredictable but normal texture is no anomaly. The adapter is a
 linear map that starts as whitening; its log-determinant in the likelihood pays for every direction that it would
-shrink, which is what keeps it from collapsing the task to a constant.
+shrink, which is what keeps it from collapsing the task to a constant. A token of the fine hierarchy holds 2x2 cells, so
+that all hierarchies have one token length; the symmetric form of whitening keeps each of its channels near its own
+cell, whose share of the discrepancy is told apart again. Last, the smoothed discrepancy of every cell is counted in
+standard deviations from the mean of good parts there, for borders and structured places are less predictable.
 
 One step t of one direction sees the projections of token t - 1 (a learned BOS vector at t = 0), so token t itself can
 never reach its own prediction.
@@ -33,7 +36,11 @@ from compile.scan import SelectiveScan
 DIRECTIONS = 4  # rows forward, rows backward, columns forward, columns backward
 TAPS = 4  # of the causal convolution
 LOG_SCALE = 2.5  # predicted log scales stay within +-LOG_SCALE
+CONTEXT_NOISE = 0.2  # on whitened context tokens while fitting: regularises, and covers quantisation noise
 WHITEN_FLOOR = 1e-2  # of the mean eigenvalue: below it lies noise, quantisation noise included
+SMOOTHING = 1.0  # standard deviation of the Gaussian over the discrepancy, in tokens
+BASE = 5.0  # the map's value where a part is as good parts are on average; each unit more is one standard deviation
+SHRINK = 0.1  # of each cell's variance, taken from the mean of all cells: few parts, flat backgrounds
 COLLAPSE = 0.05  # smallest adapted spread, relative to the start, that is not a collapse
 
 Progress = Callable[[str, int, int], None]
@@ -45,14 +52,15 @@ class FitError(RuntimeError):
 
 @dataclass(frozen=True)
 class Size:
-    """Width of one hierarchy's state-space block."""
+    """One hierarchy's tokens and state-space block."""
 
+    fold: int  # cells per token side
     width: int
     heads: int
     state: int
 
 
-SIZES = (Size(width=48, heads=2, state=16), Size(width=96, heads=4, state=16))
+SIZES = (Size(fold=2, width=96, heads=4, state=16), Size(fold=1, width=96, heads=4, state=16))
 
 
 def scan_orders(height: int, width: int) -> Tensor:
@@ -78,26 +86,39 @@ class Stream(nn.Module):
     places: Tensor
     centre: Tensor
     whitening: Tensor
-    level: Tensor
+    mean: Tensor
+    deviation: Tensor
+    blur_rows: Tensor
+    blur_columns: Tensor
+    per_cell: Tensor
 
     def __init__(self, channels: int, grid: tuple[int, int], size: Size) -> None:
         super().__init__()
-        self.grid, self.size = grid, size
-        width, keys = size.width, size.heads * size.state
+        fold, width, keys = size.fold, size.width, size.heads * size.state
+        if grid[0] % fold or grid[1] % fold:
+            raise ValueError(f"trunk map of {grid} cells does not fold by {fold}: use an image size divisible by 16")
+        self.size = size
+        self.grid = (grid[0] // fold, grid[1] // fold)  # of tokens
+        self.channels = channels * fold**2  # of a token
         self.parts = [width, width, width, keys, keys, size.heads]  # residual, gate, x, B, C, step
-        orders = scan_orders(*grid)
+        orders = scan_orders(*self.grid)
         length = orders.shape[1]
         bos = torch.full((DIRECTIONS, 1), length)
         self.register_buffer("orders", orders.reshape(-1), persistent=False)
         self.register_buffer("previous", torch.cat([bos, orders[:, :-1]], 1).reshape(-1), persistent=False)
-        self.register_buffer("back", orders.argsort(1) + torch.arange(DIRECTIONS)[:, None] * length, persistent=False)
-        self.register_buffer("places", _places(*grid), persistent=False)
+        back = orders.argsort(1) + torch.arange(DIRECTIONS)[:, None] * length
+        self.register_buffer("back", back.reshape(-1), persistent=False)
+        self.register_buffer("places", _places(*self.grid), persistent=False)
         self.register_buffer("centre", torch.zeros(channels))
-        self.register_buffer("whitening", torch.eye(channels))
-        self.register_buffer("level", torch.ones(()))
+        self.register_buffer("whitening", torch.eye(self.channels))
+        self.register_buffer("mean", torch.zeros(grid))
+        self.register_buffer("deviation", torch.ones(grid))
+        self.register_buffer("blur_rows", _gaussian(grid[0], SMOOTHING * fold), persistent=False)
+        self.register_buffer("blur_columns", _gaussian(grid[1], SMOOTHING * fold).T.contiguous(), persistent=False)
+        self.register_buffer("per_cell", torch.eye(fold**2).repeat(channels, 1) / channels, persistent=False)
         self.scan = SelectiveScan()
-        self.adapter = nn.Parameter(torch.eye(channels))
-        self.embed = nn.Linear(channels, width)
+        self.adapter = nn.Parameter(torch.eye(self.channels))
+        self.embed = nn.Linear(self.channels, width)
         self.in_proj = nn.Linear(width, sum(self.parts) - width)
         self.place = nn.Linear(self.places.shape[1], sum(self.parts) - width + keys, bias=False)
         self.bos = nn.Parameter(torch.zeros(sum(self.parts)))
@@ -108,12 +129,14 @@ class Stream(nn.Module):
         self.norm_gate = nn.Parameter(torch.ones(width))
         self.out_proj = nn.Linear(width, width)
         self.norm_out = nn.Parameter(torch.ones(width))
-        self.readout = nn.Linear(width, 2 * channels)
+        self.readout = nn.Linear(width, 2 * self.channels)
 
     def adapt(self, feature: Tensor) -> Tensor:
-        """Trunk map [B, C, h, w] to adapted tokens [B, L, C], row-major."""
-        tokens = feature.flatten(2).transpose(1, 2)
-        return (tokens - self.centre) @ (self.whitening @ self.adapter)
+        """Trunk map [B, C, h, w] to adapted tokens [B, L, C * fold^2], row-major; a token's channels: channel, cell."""
+        fold = self.size.fold
+        kernel = (self.whitening @ self.adapter).T.reshape(self.channels, -1, fold, fold)
+        offset = -(kernel.sum((2, 3)) @ self.centre)
+        return functional.conv2d(feature, kernel, offset, stride=fold).flatten(2).transpose(1, 2)
 
     def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log scale [B, 4L, C] of the token at each step, from the tokens before it in that direction."""
@@ -145,27 +168,31 @@ class Stream(nn.Module):
         y = y.reshape(-1, size.heads, length, width // size.heads).transpose(1, 2).reshape(-1, length, width)
         y = _rms((y + x * self.skip) * functional.silu(gate)) * self.norm_gate
         hidden = _rms(residual + self.out_proj(y)) * self.norm_out
-        mean, raw = self.readout(hidden).reshape(-1, DIRECTIONS * length, 2 * tokens.shape[2]).chunk(2, 2)
+        mean, raw = self.readout(hidden).reshape(-1, DIRECTIONS * length, 2 * self.channels).chunk(2, 2)
         return mean, LOG_SCALE * torch.tanh(raw / LOG_SCALE)
 
     def nll(self, feature: Tensor) -> Tensor:
         """Negative log likelihood per channel of the whitened tokens, up to a constant; a scalar."""
         tokens = self.adapt(feature)
-        mean, log_scale = self.predict(tokens)
+        mean, log_scale = self.predict(tokens + CONTEXT_NOISE * torch.randn_like(tokens))
         error = (tokens.index_select(1, self.orders) - mean) * torch.exp(-log_scale)
         volume = torch.linalg.slogdet(self.adapter)[1] / tokens.shape[2]
         out: Tensor = (0.5 * error.square() + log_scale).mean() - volume
         return out
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Trunk map [B, C, h, w] to discrepancy [B, h, w]: mean squared error in standard deviations, 1 when normal."""
+        """Trunk map [B, C, h, w] to the calibrated discrepancy [B, h, w]: BASE plus standard deviations, at least 0."""
+        return ((self.discrepancy(feature) - self.mean) / self.deviation + BASE).clamp(min=0)
+
+    def discrepancy(self, feature: Tensor) -> Tensor:
+        """Squared error in predicted standard deviations, mean over channels and directions, smoothed: [B, h, w]."""
         tokens = self.adapt(feature)
         mean, log_scale = self.predict(tokens)
         error = (tokens.index_select(1, self.orders) - mean) * torch.exp(-log_scale)
-        surprise = error.square().mean(2)
-        surprise = surprise.index_select(1, self.back.reshape(-1)).reshape(-1, DIRECTIONS, tokens.shape[1]).mean(1)
-        out: Tensor = surprise.reshape(-1, *self.grid) / self.level
-        return out
+        cells = (error * error) @ self.per_cell
+        cells = cells.index_select(1, self.back).reshape(-1, DIRECTIONS, tokens.shape[1], cells.shape[2]).mean(1)
+        grid = cells.transpose(1, 2).reshape(-1, cells.shape[2], *self.grid)
+        return self.blur_rows @ functional.pixel_shuffle(grid, self.size.fold)[:, 0] @ self.blur_columns
 
     def _heads(self, v: Tensor) -> Tensor:
         """[G, L, H*n] to [G*H, L, n]."""
@@ -186,7 +213,7 @@ class VarAD(nn.Module):
         return [cast(Stream, stream) for stream in self.streams]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Trunk maps to one discrepancy map [B, h, w] per hierarchy."""
+        """Trunk maps to one calibrated discrepancy map [B, h, w] per hierarchy."""
         return tuple(stream(feature) for stream, feature in zip(self.hierarchies(), features, strict=True))
 
 
@@ -228,7 +255,7 @@ def fit_varad(
         _optimise(model, features, seed, steps=steps, batch=batch, rate=rate, progress=progress)
     model.eval().requires_grad_(requires_grad=False)
     check_adapters(model)
-    _set_levels(model, features)
+    _calibrate(model, features)
     return model
 
 
@@ -244,14 +271,16 @@ def check_adapters(model: VarAD) -> None:
 
 
 def _start(stream: Stream, feature: NDArray[Any]) -> None:
-    """Whitening from the data; the rest as Mamba starts."""
-    channels = feature.shape[1]
+    """Symmetric whitening from the data; the rest as Mamba starts."""
     chosen = np.linspace(0, feature.shape[0] - 1, min(feature.shape[0], 256)).astype(int)
-    rows = np.asarray(feature[chosen], np.float64).transpose(0, 2, 3, 1).reshape(-1, channels)
-    values, vectors = np.linalg.eigh(np.cov(rows.T).reshape(channels, channels))
-    values = np.maximum(values, 0) + WHITEN_FLOOR * max(float(values.mean()), 1e-12)
-    stream.centre.copy_(torch.from_numpy(rows.mean(0)))
-    stream.whitening.copy_(torch.from_numpy(vectors / np.sqrt(values)))
+    maps = torch.from_numpy(np.asarray(feature[chosen], np.float32))
+    centre = maps.mean((0, 2, 3))
+    tokens = functional.pixel_unshuffle(maps - centre[:, None, None], stream.size.fold)
+    rows = tokens.transpose(0, 1).flatten(1).double()
+    values, vectors = torch.linalg.eigh(rows @ rows.T / rows.shape[1])
+    values = values.clamp(min=0) + max(WHITEN_FLOOR * float(values.mean()), 1e-12)
+    stream.centre.copy_(centre)
+    stream.whitening.copy_(vectors / values.sqrt() @ vectors.T)
     heads = stream.size.heads
     with torch.no_grad():
         stream.conv.uniform_(-1 / math.sqrt(TAPS), 1 / math.sqrt(TAPS))
@@ -297,11 +326,23 @@ def _optimise(
 
 
 @torch.no_grad()
-def _set_levels(model: VarAD, features: Sequence[NDArray[Any]]) -> None:
-    """Scale each hierarchy's discrepancy to mean 1 on the good images, so that none drowns the others."""
-    chosen = np.linspace(0, features[0].shape[0] - 1, min(features[0].shape[0], 64)).astype(int)
+def _calibrate(model: VarAD, features: Sequence[NDArray[Any]]) -> None:
+    """Mean and standard deviation of good discrepancies at each cell, the cells around it included."""
+    count = features[0].shape[0]
     for stream, feature in zip(model.hierarchies(), features, strict=True):
-        stream.level.copy_(stream(torch.from_numpy(np.asarray(feature[chosen], np.float32))).mean())
+        first = second = torch.zeros((), dtype=torch.float64)
+        for start in range(0, count, 16):
+            found = stream.discrepancy(torch.from_numpy(np.asarray(feature[start : start + 16], np.float32))).double()
+            first, second = first + found.sum(0), second + found.square().sum(0)
+        mean = _around(first / count)
+        variance = (_around(second / count) - mean.square()).clamp(min=0)
+        stream.mean.copy_(mean)
+        stream.deviation.copy_((torch.lerp(variance, variance.mean(), SHRINK) + 1e-12).sqrt())
+
+
+def _around(values: Tensor) -> Tensor:
+    """Mean over each cell's 3x3 neighbourhood."""
+    return functional.avg_pool2d(functional.pad(values[None, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0, 0]
 
 
 def _places(height: int, width: int) -> Tensor:
@@ -313,6 +354,13 @@ def _places(height: int, width: int) -> Tensor:
 
     rows, columns = waves(height)[:, None].expand(-1, width, -1), waves(width).expand(height, -1, -1)
     return torch.cat([rows, columns], 2).reshape(height * width, -1)
+
+
+def _gaussian(size: int, sigma: float) -> Tensor:
+    """[size, size]: a Gaussian of sigma cells as a product; rows sum to one at the borders too."""
+    at = torch.arange(size, dtype=torch.float64)
+    weights = torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
+    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def _rms(x: Tensor) -> Tensor:
