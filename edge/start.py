@@ -55,7 +55,8 @@ def started(
             path.on_end = station.stop
         if not bench or "control" in settings.paths.model_fields_set:
             control = ControlServer(
-                settings.paths.control, {"status": station.status, "ack": path.ack, "jog-gate": path.jog_gate}
+                settings.paths.control,
+                {"status": station.status, "ack": station.acknowledge, "jog-gate": path.jog_gate},
             )
             control.open()
             stack.callback(control.close)

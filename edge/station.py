@@ -33,6 +33,7 @@ IDLE_S = 0.08  # between self-tests; well inside the heartbeat's step limit of 2
 WAIT_S = 0.05  # longest wait for a frame before the loop shows that it lives
 COLLECT_S = 10.0  # between garbage collections, only while the belt pauses
 REMEMBERED_TIMES = 2000  # parts, for the percentiles
+PERMIT_S = 0.8  # for an acknowledgement to bring the permit back
 RUNNING_NS = 2_000_000_000  # a part within this time: the line is executing
 
 
@@ -170,7 +171,17 @@ class Station:
         with self._counting:
             self._counters[cause] += 1
 
-    # What people see
+    # What people do and see
+
+    def acknowledge(self) -> None:
+        """Acknowledge the latched fault. Raises RuntimeError when the permit does not return within a moment."""
+        deadline_s = time.monotonic() + PERMIT_S
+        while time.monotonic() < deadline_s:  # a controller that has just heard its first heartbeats refuses at first
+            self.path.ack()
+            time.sleep(0.1)
+            if self.path.health().permit:
+                return
+        raise RuntimeError(f"the belt gets no permit: {self.path.health().fault or 'the controller gives no reason'}")
 
     def state(self) -> str:
         """In the words of OPC 40100-1."""

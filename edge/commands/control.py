@@ -49,7 +49,7 @@ def status(
 def ack(station: StationFile = None) -> None:
     """Acknowledge the latched fault: the belt's permit returns if all is well again."""
     ask(_socket(station), "ack")
-    Console().print("Acknowledged. `beltline status` shows whether the permit returned.")
+    Console().print("Acknowledged: the belt may run.")
 
 
 def jog_gate(station: StationFile = None) -> None:
