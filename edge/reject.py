@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge.settings import LinkReject, ModbusReject, Reject
 from firmware_bridge.link import Link
+from firmware_bridge.modbus import ModbusPath
 from firmware_bridge.reject_path import Memory, RejectPath
 
 
@@ -14,6 +15,8 @@ def make_path(settings: Reject, memory: Memory, *, inhibit: bool) -> RejectPath:
     """The reject path that the settings describe, not yet open. `inhibit`: the gate stays in its passing state."""
     if isinstance(settings, LinkReject):
         return Link(settings, memory, inhibit)
+    if isinstance(settings, ModbusReject):
+        return ModbusPath(settings, memory, inhibit)
     raise ValueError(f"no reject path of kind {settings.kind!r}: a bench makes its own")
 
 

@@ -1,0 +1,138 @@
+"""`beltline run` as a process: what it says of itself while its controller is away, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LINK = """
+[reject]
+kind = "link"
+port = "nowhere/ttyACM0"
+decision_distance_counts = 800
+gate_distance_counts = 1000
+gate_window_before_counts = 50
+gate_window_after_counts = 100
+min_part_spacing_counts = 200
+"""
+
+
+def beltline(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def station_file(tmp_path: Path, make_bundle: Callable[..., Path], make_parts: Callable[..., Path]) -> Path:
+    make_bundle()
+    make_parts(128, 250)
+    file = tmp_path / "station.toml"
+    file.write_text(
+        '[bundle]\npath = "tiny.bundle"\n[source]\nkind = "folder"\npath = "parts"\n'
+        f'[paths]\njournal = "journal.db"\ncontrol = "control.sock"\n{LINK}'
+    )
+    return file
+
+
+class Running:
+    def __init__(self, file: Path, *options: str) -> None:
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notify.bind(str(file.parent / "notify"))
+        self.notify.settimeout(30)
+        environment = os.environ | {"NOTIFY_SOCKET": str(file.parent / "notify"), "WATCHDOG_USEC": "2000000"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edge.cli", "run", str(file), *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def heard(self, line: str) -> None:
+        while self.notify.recv(4096).decode().strip() != line:
+            pass
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=30)
+        self.notify.close()
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(station_file: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(*options: str) -> Running:
+        running = Running(station_file, *options)
+        started.append(running)
+        running.heard("READY=1")
+        return running
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.communicate()
+        running.notify.close()
+
+
+def status(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(beltline("status", file, "--json").stdout)
+    return found
+
+
+def test_a_station_without_its_controller_is_visible_and_ends_cleanly(
+    station_file: Path, start: Callable[..., Running]
+) -> None:
+    running = start()
+    running.heard("WATCHDOG=1")
+    found = status(station_file)
+    assert found["state"] == "Operational/Initialized"
+    assert not found["path"]["connected"]
+    assert "nowhere/ttyACM0" in found["fault"]
+    page = beltline("status", station_file, "--once")
+    assert page.returncode == 0
+    assert "no permit" in page.stdout
+    jog = beltline("jog-gate", station_file)
+    assert jog.returncode == 1
+    assert "refuses" in jog.stderr
+    acknowledged = beltline("ack", station_file)
+    assert acknowledged.returncode == 1
+    assert "no permit" in acknowledged.stderr
+    second = beltline("run", station_file)
+    assert second.returncode == 1
+    assert "another station is running" in second.stderr
+    start_s = time.monotonic()
+    code, _, err = running.end()
+    assert code == 0, err
+    assert time.monotonic() - start_s < 5
+    assert not station_file.with_name("control.sock").exists()
+    assert "Traceback" not in err
+
+
+def test_a_dry_run_is_visible_everywhere(station_file: Path, start: Callable[..., Running]) -> None:
+    running = start("--dry-run")
+    assert status(station_file)["path"]["inhibited"]
+    assert "the gate is inhibited" in beltline("status", station_file, "--once").stdout
+    code, _, err = running.end(signal.SIGINT)
+    assert code == 0
+    assert "dry run" in err
+
+
+def test_check_names_the_missing_port(station_file: Path) -> None:
+    done = beltline("run", station_file, "--check", "--json")
+    assert done.returncode == 1
+    problems = [finding for finding in json.loads(done.stdout) if not finding["ok"]]
+    assert [problem["what"] for problem in problems] == ["reject path"]
+    assert "nowhere/ttyACM0" in problems[0]["found"]
