@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +26,8 @@ def main(arguments: list[str]) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda _number, _frame: simulator.terminate())
     signal.signal(signal.SIGINT, lambda _number, _frame: simulator.terminate())
+    with contextlib.suppress(PermissionError):  # it plays iron, which never waits for a processor
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     simulator.run()
     return 0
 

@@ -73,7 +73,7 @@ class Outputs:
                 self._let_go(edge.count, None if late else at_us)
                 self._gate.command(edge.level, at_us)
                 self._release = edge.a if edge.level and not edge.b else None
-            elif edge.kind == pins.PERMIT and edge.level:
+            elif edge.kind == pins.PERMIT:
                 self.last_pulse_us = float(now_us)
             elif edge.kind == pins.STROBE:
                 strobes.append(Strobe(edge.a, edge.b, at_us))

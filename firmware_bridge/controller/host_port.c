@@ -22,6 +22,8 @@
  * Every count between two ticks is stepped singly, as encoder interrupts would do, with its time interpolated, so the
  * outputs are exact in counts however the operating system schedules. When the socket closes, the outputs are gone:
  * the belt de-energises them. Order within a wake-up: serial bytes, pins, tick.
+ *
+ * It plays a microcontroller, so it asks for real-time priority, and goes on without where that is not permitted.
  */
 #define _DEFAULT_SOURCE
 #define _XOPEN_SOURCE 700
@@ -31,6 +33,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -362,6 +365,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: host_port --link PATH --pins PATH [--baud N] [--epoch HEX]\n");
         return 2;
     }
+    struct sched_param priority;
+    memset(&priority, 0, sizeof priority);
+    priority.sched_priority = 1;
+    (void)sched_setscheduler(0, SCHED_FIFO, &priority);
     struct rc_io io = {&host, io_send, io_gate, io_permit, io_strobe, io_draw_epoch};
     signal(SIGTERM, request_stop);
     signal(SIGINT, request_stop);
