@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from calibration.threshold import CalibrationError
@@ -73,7 +73,7 @@ def near_duplicates(thumbnails: NDArray[np.float32]) -> NearDuplicates:
     near = np.flatnonzero(values >= threshold)
     near = near[np.argsort(-values[near], kind="stable")]
     edges = (np.ones(near.size, dtype=np.int8), (first[near], second[near]))
-    _, labels = connected_components(coo_array(edges, shape=(n, n)), directed=False)
+    _, labels = connected_components(coo_matrix(edges, shape=(n, n)), directed=False)
     pairs = [(int(first[i]), int(second[i]), float(values[i])) for i in near]
     return NearDuplicates(_by_appearance(labels), pairs, threshold)
 
