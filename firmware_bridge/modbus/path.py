@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from firmware_bridge.modbus import registers as r
@@ -38,6 +39,8 @@ class ModbusPath:
     """Implements firmware_bridge.reject_path.RejectPath. Everything with an underscore runs on the path's thread."""
 
     def __init__(self, settings: ModbusSettings, memory: Memory, inhibit: bool = False) -> None:
+        self.on_outcome: Callable[[Outcome], None] = lambda _: None  # replaced by the station
+        self.on_lost: Callable[[PartId], None] = lambda _: None
         self._settings, self._memory, self._inhibit = settings, memory, inhibit
         self._order = settings.word_order
         self._wire = Wire(settings)
@@ -57,12 +60,6 @@ class ModbusPath:
         self._next_heartbeat_ns = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="modbus", daemon=True)
-
-    def on_outcome(self, outcome: Outcome) -> None:
-        """Replaced by the station."""
-
-    def on_lost(self, part_id: PartId) -> None:
-        """Replaced by the station."""
 
     def open(self) -> None:
         self._thread.start()

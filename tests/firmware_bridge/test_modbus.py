@@ -223,8 +223,8 @@ class Box:
         self.triggers: list[Trigger] = []
         self.deciding = True
         self.stepping = True
-        path.on_outcome = self._outcome  # type: ignore[method-assign]
-        path.on_lost = self.lost.append  # type: ignore[method-assign]
+        path.on_outcome = self._outcome
+        path.on_lost = self.lost.append
         self._stop = False
         self._thread = threading.Thread(target=self._loop, daemon=True)
         path.open()
@@ -528,7 +528,7 @@ def test_a_restarted_box_acknowledges_nothing() -> None:
 
 
 @pytest.mark.parametrize(("more", "problem"), [({"plc_base": 390}, "exception 2"), ({"plc_base": 13}, "0xb171")])
-def test_a_wrong_register_map_is_named(more: dict[str, int], problem: str) -> None:
+def test_a_wrong_register_map_is_named(more: dict[str, Any], problem: str) -> None:
     with tcp(Plc(), **more) as (_, box):
         wait(lambda: problem in str(box.path.health().fault))
         assert "plc_base" in str(box.path.health().fault)

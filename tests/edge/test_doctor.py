@@ -1,0 +1,149 @@
+"""`beltline doctor` on this box, with and without a station and a bundle."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.bundle import read_bundle
+from edge.cli import main
+from edge.doctor import Finding, broker, graphs, processor, rights, software, system
+from edge.settings import Settings, load_settings
+
+STATION = """
+[bundle]
+path = "{bundle}"
+[source]
+kind = "folder"
+path = "."
+[paths]
+journal = "journal.db"
+[mqtt]
+host = "127.0.0.1"
+port = {port}
+"""
+
+
+def by_name(findings: Any) -> dict[str, Finding]:
+    return {finding.what: finding for finding in findings}
+
+
+def station(folder: Path, port: int, bundle: str = "a.bundle") -> Settings:
+    file = folder / "station.toml"
+    file.write_text(STATION.format(port=port, bundle=bundle))
+    return load_settings(file)
+
+
+def test_the_software_is_found_with_its_versions() -> None:
+    found = by_name(software())
+    assert found["Python"].level == "ok"
+    assert "onnxruntime 1." in found["extra edge"].found
+    assert "paho-mqtt 2." in found["extra edge"].found
+    assert found["extra edge"].level == "ok"
+
+
+def test_a_missing_package_of_the_edge_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.doctor._version", lambda name: None if name == "pymodbus" else "9")
+    found = by_name(software())["extra edge"]
+    assert found.level == "missing"
+    assert "lacks pymodbus: pip install 'beltline[edge]'" in found.found
+
+
+@pytest.mark.parametrize(
+    ("machine", "line", "level", "says"),
+    [
+        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni", "ok", "AVX-512 VNNI"),
+        ("x86_64", "flags\t\t: fpu avx2 avx_vnni", "ok", "AVX-VNNI"),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f", "note", "saturate"),
+        ("x86_64", "flags\t\t: fpu sse4_2", "note", "none of"),
+        ("x86_64", "flags\t\t: my_avx2_not", "note", "none of"),
+        ("aarch64", "Features\t: fp asimd asimddp i8mm", "ok", "I8MM"),
+        ("aarch64", "Features\t: fp asimd", "note", "without dot product"),
+        ("riscv64", "", "note", "none of"),
+    ],
+)
+def test_what_the_processor_means_for_int8(machine: str, line: str, level: str, says: str) -> None:
+    found = by_name(processor(f"processor\t: 0\nmodel name\t: Thing 9\n{line}\n", machine))
+    assert found["INT8"].level == level
+    assert says in found["INT8"].found
+    assert "Thing 9" in found["model"].found
+
+
+def test_a_user_outside_the_groups_is_told_how_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("os.getegid", lambda: 1000)
+    monkeypatch.setattr("os.getgroups", lambda: [1000])
+    found = by_name(rights())["group dialout"]
+    assert found.level == "missing"
+    assert "usermod -aG dialout" in found.found
+
+
+def test_a_full_disk_is_missing_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert by_name(system(tmp_path / "not" / "there"))["disk"].found.endswith(str(tmp_path))
+    monkeypatch.setattr("edge.doctor.ENOUGH_DISK_BYTES", 10**18)
+    assert by_name(system(tmp_path))["disk"].level == "missing"
+
+
+def test_a_broker_that_answers_and_one_that_does_not(mosquitto: Any, tmp_path: Path) -> None:
+    settings = station(tmp_path, mosquitto().port)
+    assert settings.mqtt is not None
+    found = broker(settings.mqtt, settings)
+    assert found.level == "ok"
+    assert "MQTT 5, no TLS" in found.found
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        settings = station(tmp_path, free.getsockname()[1])
+        assert settings.mqtt is not None
+        found = broker(settings.mqtt, settings)
+    assert found.level == "missing"
+    assert "Check host, port" in found.found
+
+
+def test_a_bundle_is_tested_and_measured_per_graph(make_bundle: Callable[..., Path], monkeypatch: Any) -> None:
+    monkeypatch.setattr("edge.doctor.MEASURE_NS", 0)
+    bundle = read_bundle(make_bundle())
+    found = by_name(graphs(bundle))
+    for name, graph in bundle.manifest.graphs.items():
+        if graph.runtime == "onnxruntime":
+            assert "self-test passed, p50" in found[f"graph {name}"].found
+            assert "p99" in found[f"graph {name}"].found
+    assert found["would run"].found.startswith("graph ")
+
+
+def test_a_graph_that_computes_otherwise_here_would_not_run(make_bundle: Callable[..., Path]) -> None:
+    found = by_name(graphs(read_bundle(make_bundle(golden_shift=1.0))))
+    assert found["graph float"].level == "missing"
+    assert "self-test" in found["graph float"].found
+    assert found["would run"].level == "missing"
+
+
+def test_the_command_prints_json_and_fails_for_a_damaged_bundle(
+    make_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("edge.doctor.MEASURE_NS", 0)
+    good = make_bundle()
+    main(["doctor", "--json", "--bundle", str(good)])
+    findings = json.loads(capsys.readouterr().out)
+    assert {"area", "what", "found", "level"} == set(findings[0])
+    assert [finding["what"] for finding in findings if finding["area"] == "bundle"][-1] == "would run"
+    raw = bytearray(good.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "bad.bundle").write_bytes(bytes(raw))
+    assert main(["doctor", "--json", "--bundle", str(tmp_path / "bad.bundle")]) == 1
+    last = json.loads(capsys.readouterr().out)[-1]
+    assert (last["what"], last["level"]) == ("file", "missing")
+    assert "bad.bundle" in last["found"]
+
+
+def test_a_station_file_with_a_wrong_key_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "station.toml"
+    file.write_text(STATION.format(port=1, bundle="a.bundle") + 'passwort_file = "x"\n')
+    assert main(["doctor", str(file)]) == 1
+    assert "passwort_file" in capsys.readouterr().err
