@@ -1,0 +1,127 @@
+"""What a rehearsed line did, counted from three witnesses that do not know each other.
+
+The journal says what the station decided and what the controller reported; the belt's judgement says what the gate
+physically did to each true part; the pictures say which part each decision was made from (the digest of the scored
+tensor must be that of the true part's picture).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge.bundle import Input
+from edge.front_end import rgb
+from edge.picture import decode
+from firmware_bridge.parts import PartId
+
+Row = dict[str, Any]
+
+
+def journal_rows(journal: Path) -> list[Row]:
+    """Every outcome of a journal, oldest first; `times_ms` decoded."""
+    with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for row in connection.execute("SELECT * FROM outcome ORDER BY id")]
+    connection.close()
+    for row in rows:
+        row["times_ms"] = json.loads(row["times_ms"] or "{}")
+    return rows
+
+
+def open_triggers(journal: Path) -> int:
+    """Triggers that have no outcome."""
+    with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as connection:
+        query = "SELECT count(*) FROM trigger t LEFT JOIN outcome o USING (epoch, part) WHERE o.id IS NULL"
+        count: int = connection.execute(query).fetchone()[0]
+    connection.close()
+    return count
+
+
+def judgements(folder: Path) -> list[Row]:
+    """The belt's judgement of each true part, in the order of the belt."""
+    lines = (folder / "judgement.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@dataclass
+class Tally:
+    """The counts that promises are made of."""
+
+    parts: int = 0  # that reached the gate
+    outcomes: dict[str, int] = field(default_factory=dict)  # "REJECT score_above_threshold" -> count
+    without_outcome: int = 0  # strobed parts that the journal does not know, and open triggers
+    double_outcomes: int = 0
+    unproven_passed: int = 0  # physically passed, but no ACCEPT in the journal
+    wrong_picture: int = 0  # decided from another picture than the part's own
+    accepted_thrown: int = 0  # an ACCEPT in the journal, but the gate threw it
+    good: int = 0
+    defective: int = 0
+    escapes: list[str] = field(default_factory=list)  # ids of defective parts that passed
+    overkill: list[str] = field(default_factory=list)  # ids of good parts that were thrown
+
+    @property
+    def faults(self) -> int:
+        return sum(count for name, count in self.outcomes.items() if name.startswith("FAULT"))
+
+    @property
+    def late(self) -> int:
+        return sum(count for name, count in self.outcomes.items() if name.endswith((" late", " no_verdict")))
+
+    @property
+    def broken(self) -> list[str]:
+        """The promises that were broken, in words; empty when all were kept."""
+        broken = {
+            "parts without an outcome": self.without_outcome,
+            "parts with two outcomes": self.double_outcomes,
+            "parts passed without a proven ACCEPT": self.unproven_passed,
+            "decisions made from another part's picture": self.wrong_picture,
+        }
+        return [f"{count} {what}" for what, count in broken.items() if count]
+
+
+def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec: Input, open_count: int) -> Tally:
+    """Count.
+
+    Args:
+        rows: of the journal.
+        judged: by the belt.
+        pictures: true id of each part to its picture.
+        spec: the bundle's input, to repeat what the front end did.
+        open_count: triggers of the journal that have no outcome.
+
+    """
+    by_id = {PartId(row["epoch"], row["part"]): row for row in rows}
+    result = Tally(without_outcome=open_count, double_outcomes=len(rows) - len(by_id))
+    result.outcomes = dict(Counter(f"{row['decision']} {row['reason']}" for row in rows))
+    for part in judged:
+        if part["gate"] == "not_reached":
+            continue
+        result.parts += 1
+        passed = part["gate"] != "thrown"
+        mine = [by_id.get(PartId(*strobe)) for strobe in part["strobes"]]
+        accepted = any(row is not None and row["decision"] == "ACCEPT" for row in mine)
+        result.without_outcome += mine.count(None)
+        result.unproven_passed += passed and not accepted
+        result.accepted_thrown += accepted and part["gate"] == "thrown" and not part["belt_stopped"]
+        digest = _digest(pictures[part["id"]], spec)
+        result.wrong_picture += sum(row is not None and row["input_crc32"] not in (None, digest) for row in mine)
+        if part["defective"]:
+            result.defective += 1
+            if passed:
+                result.escapes.append(part["id"])
+        else:
+            result.good += 1
+            if not passed:
+                result.overkill.append(part["id"])
+    return result
+
+
+def _digest(picture: Path, spec: Input) -> int:
+    return zlib.crc32(rgb(decode(picture.read_bytes()), spec).tobytes())
