@@ -1,0 +1,53 @@
+"""Real pictures for the workshop's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from skimage import data
+
+from compile.backbone import Trunk
+from compile.model import export_trunk
+
+SIDE = 144
+
+
+@pytest.fixture(scope="session")
+def photographs() -> NDArray[np.uint8]:
+    """40 pieces uint8 [144, 144, 3] RGB of a photographed wall, tinted so that a swapped channel order shows."""
+    surface = data.brick()
+    rng = np.random.default_rng(5)
+    cells = [(y, x) for y in range(0, 512 - SIDE, 56) for x in range(0, 512 - SIDE, 56)][:40]
+    cuts = [surface[y : y + SIDE, x : x + SIDE].astype(np.float32) for y, x in cells]
+    lit = [cut * rng.uniform(0.95, 1.05) + rng.normal(0, 1.5, cut.shape) for cut in cuts]
+    return np.stack([np.clip(each[..., None] * (1.0, 0.8, 0.6), 0, 255).astype(np.uint8) for each in lit])
+
+
+@pytest.fixture
+def write() -> Callable[[Path, NDArray[np.uint8] | NDArray[np.uint16]], Path]:
+    """Write a picture, RGB or grey, in the format that its name says."""
+
+    def written(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        order = {4: cv2.COLOR_RGBA2BGRA, 3: cv2.COLOR_RGB2BGR}
+        assert cv2.imwrite(str(path), image if image.ndim == 2 else cv2.cvtColor(image, order[image.shape[2]]))
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def trunk() -> onnx.ModelProto:
+    """The trunk at 128 px."""
+    return export_trunk(Trunk(), 128)["float"]
+
+
+@pytest.fixture(scope="session")
+def inputs(photographs: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return [cv2.resize(each, (128, 128), interpolation=cv2.INTER_AREA).astype(np.uint8) for each in photographs]

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage import data
+
+from compile.data import DataError, read_data, read_image
+from compile.features import load_pictures
+from edge.bundle import Input
+
+
+@pytest.fixture
+def flat(tmp_path: Path, photographs, write) -> Path:
+    for i, image in enumerate(photographs[:24]):
+        write(tmp_path / "good" / f"part-{i:02}.png", image)
+    return tmp_path / "good"
+
+
+def reasons(found) -> dict[str, str]:
+    return {item.path.name: item.reason for item in found.skipped}
+
+
+def test_a_flat_folder_is_read_in_rgb_order(flat: Path, photographs) -> None:
+    found = read_data(flat)
+    assert (found.layout, len(found.good), found.parts, found.skipped) == ("flat", 24, 24, [])
+    assert found.source.channels == 3
+    assert found.source.white == 255
+    assert found.source.height == (144, 144)
+    np.testing.assert_array_equal(read_image(found.good[3]), photographs[3])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tiff"])
+def test_each_file_format_is_read(flat: Path, photographs, write, suffix: str) -> None:
+    path = write(flat / f"x{suffix}", photographs[30])
+    assert path in read_data(flat).good
+    assert np.abs(read_image(path).astype(int) - photographs[30]).mean() < 3
+
+
+def test_what_cannot_be_used_is_named_with_its_reason(flat: Path, photographs, write) -> None:
+    (flat / "words.png").write_text("no picture")
+    (flat / "empty.jpg").write_bytes(b"")
+    (flat / "notes.txt").write_text("made on Monday")
+    (flat / "dangling.png").symlink_to(flat / "nowhere.png")
+    for name in ("short.png", "short.jpg", "short.bmp", "short.tiff"):
+        whole = write(flat / name, photographs[0]).read_bytes()
+        (flat / name).write_bytes(whole[: len(whole) // 2])
+    write(flat / "black.png", np.zeros((144, 144, 3), np.uint8))
+    found = read_data(flat)
+    why = reasons(found)
+    assert set(why) == {
+        *("words.png", "empty.jpg", "notes.txt", "dangling.png", "black.png"),
+        *("short.png", "short.jpg", "short.bmp", "short.tiff"),
+    }
+    assert "truncated JPEG" in why["short.jpg"]
+    assert "truncated PNG" in why["short.png"]
+    assert "truncated BMP" in why["short.bmp"]
+    assert "empty" in why["empty.jpg"]
+    assert "blank" in why["black.png"]
+    assert len(found.good) == 24
+
+
+def test_three_images_are_too_few(tmp_path: Path, photographs, write) -> None:
+    for i in range(3):
+        write(tmp_path / f"{i}.png", photographs[i])
+    with pytest.raises(DataError, match=r"3 usable good image\(s\) among 3 file\(s\), at least 20"):
+        read_data(tmp_path)
+
+
+def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}.jpg").write_bytes(b"\xff\xd8 broken")
+    with pytest.raises(DataError, match="0 usable.*30 x truncated JPEG"):
+        read_data(tmp_path)
+
+
+def test_a_missing_folder_and_a_missing_train_good_are_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        read_data(tmp_path / "nowhere")
+    (tmp_path / "train" / "ok").mkdir(parents=True)
+    with pytest.raises(DataError, match="train/good"):
+        read_data(tmp_path)
+
+
+def test_mvtec_layout_pairs_masks_by_name(tmp_path: Path, photographs, write) -> None:
+    for i, image in enumerate(photographs[:22]):
+        write(tmp_path / "train" / "good" / f"{i}.png", image)
+    write(tmp_path / "test" / "good" / "a.png", photographs[30])
+    write(tmp_path / "test" / "hole" / "b.png", photographs[31])
+    write(tmp_path / "test" / "hole" / "c.png", photographs[32])
+    write(tmp_path / "ground_truth" / "hole" / "c_mask.png", np.eye(144, dtype=np.uint8) * 255)
+    found = read_data(tmp_path)
+    assert found.layout == "mvtec"
+    assert [(image.path.name, image.kind, image.mask is not None) for image in found.test] == [
+        ("a.png", "good", False),
+        ("b.png", "hole", False),
+        ("c.png", "hole", True),
+    ]
+    assert not {image.path for image in found.test} & set(found.good)
+
+
+def test_sixteen_bit_white_is_decided_once_for_the_set(tmp_path: Path, photographs, write) -> None:
+    for i, image in enumerate(photographs[:24]):
+        grey = image[..., 0].astype(np.uint16) * 8  # 12-bit camera, at most 2040
+        write(tmp_path / f"{i}.png", grey // (4 if i else 1))
+    found = read_data(tmp_path)
+    assert (found.source.white, found.source.channels) == (4095, 1)
+    assert any("white was taken to be 4095" in remark for remark in found.remarks)
+    assert read_image(found.good[1]).dtype == np.uint16
+
+
+def test_alpha_is_dropped(tmp_path: Path, photographs, write) -> None:
+    for i, image in enumerate(photographs[:20]):
+        alpha = np.full((*image.shape[:2], 1), 7, np.uint8)
+        write(tmp_path / f"{i:02}.png", np.concatenate([image, alpha], axis=2))
+    found = read_data(tmp_path)
+    assert found.source.channels == 3
+    np.testing.assert_array_equal(read_image(found.good[2]), photographs[2])
+
+
+def test_mixed_formats_are_decided_by_the_larger_part_and_said(flat: Path, photographs, write) -> None:
+    write(flat / "grey.png", photographs[30][..., 0])
+    write(flat / "deep.png", photographs[31].astype(np.uint16) * 257)
+    found = read_data(flat)
+    assert set(reasons(found)) == {"grey.png", "deep.png"}
+    assert found.source.channels == 3
+    assert any("mixes formats" in remark for remark in found.remarks)
+
+
+def test_sizes_that_vary_widen_what_is_inspected(flat: Path, photographs, write) -> None:
+    write(flat / "small.png", photographs[30][:100, :120])
+    found = read_data(flat)
+    assert found.source.height == (75, 180)
+    assert found.source.width == (90, 180)
+    assert found.longer_side == 144
+
+
+def test_pictures_of_one_part_form_one_group(tmp_path: Path, write) -> None:
+    moon = data.moon()
+    for i in range(24):
+        y, x = divmod(i, 5)
+        write(tmp_path / f"part-{i:02}.png", moon[y * 100 : y * 100 + 96, x * 100 : x * 100 + 96])
+    write(tmp_path / "part-00-again.png", (np.roll(moon[:96, :96], 2, axis=1) * 0.9).astype(np.uint8))
+    found = read_data(tmp_path)
+    names = [path.name for path in found.good]
+    same = found.groups == found.groups[names.index("part-00.png")]
+    assert [name for name, one in zip(names, same, strict=True) if one] == ["part-00-again.png", "part-00.png"]
+
+
+def test_parts_by_expression_and_by_folder(flat: Path, tmp_path: Path) -> None:
+    assert read_data(flat, r"part-(\d)").parts == 3
+    with pytest.raises(DataError, match="does not match part-00.png"):
+        read_data(flat, r"serial-(\d)")
+    with pytest.raises(DataError, match="not a regular expression"):
+        read_data(flat, "(")
+    for i, path in enumerate(sorted(flat.iterdir())):
+        (tmp_path / "by" / f"p{i % 12}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "by" / f"p{i % 12}")
+    assert read_data(tmp_path / "by", "folder").parts == 12
+
+
+def test_pictures_go_through_the_front_end_of_the_box(flat: Path, tmp_path: Path, photographs, write) -> None:
+    source = read_data(flat).source
+    other = write(flat / "other.png", photographs[0][:, :, 0])
+    paths = [flat / "part-00.png", other, flat / "part-01.png"]
+    pictures, kept, skipped = load_pictures(paths, Input(height=144, width=144, source=source), tmp_path / "p.bin")
+    assert kept.tolist() == [0, 2]
+    np.testing.assert_array_equal(pictures, photographs[:2])
+    assert "1 channel(s)" in skipped[0].reason

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compile.image_size import (
+    DEFECT_PIXELS,
+    LARGEST,
+    SMALLEST,
+    STEP,
+    ImageSizeError,
+    choose_size,
+    measure_ms_per_megapixel,
+)
+
+
+@given(
+    st.integers(16, 8192),
+    st.none() | st.floats(1, 500),
+    st.none() | st.floats(20, 1000),
+    st.floats(5, 400),
+)
+def test_every_choice_is_a_size_and_keeps_the_budget(side, defect, budget, cost) -> None:
+    try:
+        chosen = choose_size(side, smallest_defect_px=defect, budget_ms=budget, ms_per_megapixel=cost)
+    except ImageSizeError:
+        assert budget is not None
+        assert budget < cost * SMALLEST**2 / 1e6 * 1.0001
+        return
+    assert chosen.size % STEP == 0
+    assert SMALLEST <= chosen.size <= LARGEST
+    assert budget is None or cost * chosen.size**2 / 1e6 <= budget * 1.0001
+    missed = defect is not None and defect * chosen.size / side < DEFECT_PIXELS * 0.999
+    assert missed == bool(chosen.warning)
+    assert str(chosen.size) in chosen.explanation
+
+
+def test_the_default_follows_the_source() -> None:
+    assert choose_size(1024).size == 256
+    assert choose_size(100).size == 128
+    assert "not stated" in choose_size(1024).explanation
+
+
+def test_a_smaller_defect_needs_a_larger_picture() -> None:
+    assert choose_size(1024, smallest_defect_px=16).size == 512
+    assert choose_size(1024, smallest_defect_px=64).size == 128
+
+
+def test_a_size_that_was_asked_for_is_taken_and_its_blindness_said() -> None:
+    assert choose_size(1024, size=320).size == 320
+    assert "from 32 source pixels" in choose_size(1024, size=256, smallest_defect_px=10).warning
+
+
+@pytest.mark.parametrize("size", [0, 100, 250, 96, 2048, -32])
+def test_odd_sizes_are_refused(size: int) -> None:
+    with pytest.raises(ImageSizeError, match=f"--size {size}"):
+        choose_size(1024, size=size)
+
+
+@pytest.mark.parametrize(
+    "wish", [{"smallest_defect_px": 0.0}, {"smallest_defect_px": float("nan")}, {"budget_ms": -1.0}]
+)
+def test_wishes_that_are_none_are_refused(wish) -> None:
+    with pytest.raises(ImageSizeError, match="above zero"):
+        choose_size(1024, ms_per_megapixel=80, **wish)
+
+
+def test_the_cost_is_measured(trunk) -> None:
+    assert 1 < measure_ms_per_megapixel(trunk, runs=3) < 100_000

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compile.onnx_session import open_session
+from compile.parity import (
+    ParityError,
+    Scored,
+    check_behaviour,
+    check_float,
+    image_auroc,
+    judge_reduced,
+    score_all,
+)
+
+SIDE = 8
+RNG = np.random.default_rng(3)
+
+
+def graph(*, dead: bool = False, random: bool = False) -> onnx.ModelProto:
+    """The brightness of each 16x16 block as map and the brightest block as score; or nothing of the kind."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["t"], ["p"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("ReduceMean", ["p", "one"], ["m"], keepdims=0),
+        helper.make_node("Mul", ["m", "gain"], ["g"]),
+        helper.make_node("Mul", ["g", "mask"], ["clean" if random else "map"]),
+        helper.make_node("ReduceMax", ["map", "two"], ["score"], keepdims=0),
+    ]
+    if random:
+        nodes[6:6] = [
+            helper.make_node("RandomNormalLike", ["clean"], ["noise"]),
+            helper.make_node("Add", ["clean", "noise"], ["map"]),
+        ]
+    values = {"one": np.array([1]), "two": np.array([1, 2]), "gain": np.array(0.0 if dead else 1.0, np.float32)}
+    make = helper.make_tensor_value_info
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [make("image", TensorProto.UINT8, ["b", 128, 128, 3]), make("mask", TensorProto.FLOAT, ["b", SIDE, SIDE])],
+        [make("score", TensorProto.FLOAT, ["b"]), make("map", TensorProto.FLOAT, ["b", SIDE, SIDE])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_a_live_graph_passes_and_a_dead_one_is_refused(inputs) -> None:
+    pictures = np.stack(inputs[:4])
+    check_behaviour(lambda: open_session(graph()), pictures, SIDE)
+    with pytest.raises(ParityError, match="dead"):
+        check_behaviour(lambda: open_session(graph(dead=True)), pictures, SIDE)
+
+
+def test_a_graph_that_does_not_repeat_itself_is_refused(inputs) -> None:
+    with pytest.raises(ParityError, match="differently the second time"):
+        check_behaviour(lambda: open_session(graph(random=True)), np.stack(inputs[:3]), SIDE)
+
+
+def test_a_graph_that_changes_on_reload_is_refused(inputs) -> None:
+    rows = iter([graph(), graph(dead=True)])
+    with pytest.raises(ParityError, match="after a reload"):
+        check_behaviour(lambda: open_session(next(rows)), np.stack(inputs[:3]), SIDE)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda image: image[..., ::-1], id="BGR for RGB"),
+        pytest.param(lambda image: np.roll(image, 5, axis=1), id="another resize"),
+        pytest.param(lambda image: 255 - image, id="inverted"),
+    ],
+)
+def test_a_planted_fault_is_refused(inputs, trunk, fault) -> None:
+    pictures = np.stack(inputs[:4])
+    whole = [each.mean(1) for each in open_session(trunk).run(None, {"image": pictures})][1]
+    wrong = [each.mean(1) for each in open_session(trunk).run(None, {"image": fault(pictures).copy()})][1]
+    trained, exported = (Scored(maps.max((1, 2)).astype(float), maps) for maps in (whole, wrong))
+    check_float(trained, trained, 0.0)
+    with pytest.raises(ParityError, match="differs from the trained model"):
+        check_float(trained, exported, 0.0)
+
+
+def test_labels_count_outside_the_margin_only() -> None:
+    maps = np.ones((2, 2, 2), np.float32)
+    trained = Scored(np.array([1.00005, 3.0]), maps)
+    found = check_float(trained, Scored(np.array([0.99999, 3.0]), maps), 1.0)
+    assert found["labels_differ"] == 0
+    with pytest.raises(ParityError):
+        check_float(trained, Scored(np.array([1.0, np.nan]), maps), 1.0)
+
+
+def scores(shift: float, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    full = np.concatenate([rng.normal(0, 1, 200), rng.normal(2.0, 1, 200)])
+    truth = np.arange(400) >= 200
+    return full, full + shift + rng.normal(0, noise, 400), truth
+
+
+def judge(shift: float, noise: float, *, labelled: bool):
+    full, reduced, truth = scores(shift, noise)
+    good = (full[~truth], reduced[~truth])
+    return judge_reduced(full, reduced, truth, (2.0, 2.0 + shift), good, labelled=labelled)
+
+
+def test_a_shift_that_the_own_threshold_follows_costs_nothing() -> None:
+    found = judge(0.7, 0.0, labelled=False)
+    assert found.kept
+    assert found.auroc_loss == pytest.approx(0)
+    assert found.spearman == pytest.approx(1)
+    assert found.false_reject_shift == 0
+
+
+def test_a_graph_that_gives_up_accuracy_is_refused() -> None:
+    found = judge(0.0, 1.0, labelled=True)
+    assert not found.kept
+    assert "image AUROC falls" in found.reason
+    low, high = found.auroc_loss_interval
+    assert low < found.auroc_loss < high
+
+
+def test_ranks_must_agree_where_there_are_no_labels() -> None:
+    assert "Spearman" in judge(0.0, 0.35, labelled=False).reason
+    assert "Spearman" not in judge(0.0, 0.35, labelled=True).reason
+
+
+def test_auroc_with_interval() -> None:
+    full, _, truth = scores(0, 0)
+    value, low, high = image_auroc(full, truth)
+    assert low < value < high
+    assert value == pytest.approx(0.92, abs=0.03)
+    assert image_auroc(truth.astype(float), truth) == (1.0, 1.0, 1.0)
+
+
+def test_scoring_one_by_one_is_scoring_the_batch(inputs) -> None:
+    session = open_session(graph())
+    pictures = np.stack(inputs[:3])
+    together = session.run(None, {"image": pictures, "mask": np.ones((3, SIDE, SIDE), np.float32)})
+    found = score_all(session, pictures, SIDE)
+    np.testing.assert_allclose(found.scores, together[0], rtol=1e-6)
+    np.testing.assert_allclose(found.maps, together[1], rtol=1e-6)
