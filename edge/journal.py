@@ -92,6 +92,7 @@ class Journal:
         self._counters: Counter[str] = Counter()
         self._closing = False
         self._database: sqlite3.Connection | None = None
+        self._trouble = ""
         self._file: tuple[int, int] | None = None  # device and inode: shows when the file was removed or replaced
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
@@ -317,7 +318,9 @@ class Journal:
             database.close()
             self._move_aside(str(error))
             return
-        self._database, self._file = database, self._identity_of_file()
+        if self._trouble:
+            log.warning("journal %s: on disk again", self.path)
+        self._database, self._file, self._trouble = database, self._identity_of_file(), ""
 
     def _load(self, database: sqlite3.Connection) -> None:
         with self._changed:
@@ -333,7 +336,9 @@ class Journal:
                     self._waiting.setdefault(PartId(epoch, part), known)
 
     def _failed(self, why: str) -> None:
-        log.error("journal %s: %s; held in memory and tried again every %g s", self.path, why, RETRY_S)
+        if why != self._trouble:  # once, not every second
+            log.error("journal %s: %s; held in memory and tried again every %g s", self.path, why, RETRY_S)
+        self._trouble = why
         with self._changed:
             self._counters["disk_failures"] += 1
         if self._database is not None:

@@ -23,6 +23,8 @@ def rgb_from_opencv(image: NDArray[Any]) -> Picture:
         raise FrameError(f"samples of {image.dtype}; 8 or 16 bits are read")
     if image.ndim == 2 or image.shape[2] == 1:
         return image.reshape(image.shape[:2])
+    if image.shape[2] not in (3, 4):
+        raise FrameError(f"{image.shape[2]} channels; grey, colour, or colour with alpha are read")
     order = cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
     picture: Picture = cv2.cvtColor(image, order)  # type: ignore[assignment]
     return picture

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
+from edge.errors import BeltlineError
 from edge.frame import Frame
 from edge.journal import Journal
 from edge.judge import Judge, Judged
@@ -35,6 +36,10 @@ COLLECT_S = 10.0  # between garbage collections, only while the belt pauses
 REMEMBERED_TIMES = 2000  # parts, for the percentiles
 PERMIT_S = 0.8  # for an acknowledgement to bring the permit back
 RUNNING_NS = 2_000_000_000  # a part within this time: the line is executing
+
+
+class StationError(BeltlineError):
+    """The station cannot go on."""
 
 
 class Station:
@@ -62,6 +67,7 @@ class Station:
         self._total_ms: deque[float] = deque(maxlen=REMEMBERED_TIMES)
         self._next_collect_s = 0.0
         self._operational = False
+        self._intake_ended = False  # as it should
         path.on_outcome, path.on_lost = self._on_outcome, self._on_lost
 
     def stop(self) -> None:
@@ -69,7 +75,12 @@ class Station:
         self._stop.set()
 
     def run(self) -> None:
-        """Inspect until `stop`. The source, the path and the journal are open and are closed by the caller."""
+        """Inspect until `stop`. The source, the path and the journal are open and are closed by the caller.
+
+        Raises:
+            StationError: no more triggers can be heard.
+
+        """
         intake = threading.Thread(target=self._take_triggers, name="intake", daemon=True)
         gc.collect()
         gc.freeze()
@@ -96,6 +107,8 @@ class Station:
             gc.enable()
             gc.unfreeze()
             self._watchdog.stopping()
+        if not self._intake_ended:
+            raise StationError("the intake of triggers died: its last words stand above. Start the station again.")
 
     def _inspect(self, trigger: Trigger) -> None:
         if self._sick:
@@ -139,17 +152,23 @@ class Station:
             gc.collect()
 
     def _take_triggers(self) -> None:
-        while not self._stop.is_set():
-            trigger = self.path.next_trigger(WAIT_S)
-            self._notice_epoch(trigger.part_id.epoch if trigger else self.path.health().epoch)
-            if trigger is None:
-                continue
-            if not self.journal.trigger(trigger):
-                self._count("repeated trigger")
-                continue
-            self._count("trigger")
-            self.source.expect(trigger)
-            self._triggers.put(trigger)
+        try:
+            while not self._stop.is_set():
+                if trigger := self._next_trigger():
+                    self._count("trigger")
+                    self.source.expect(trigger)
+                    self._triggers.put(trigger)
+            self._intake_ended = True
+        finally:
+            self._stop.set()
+
+    def _next_trigger(self) -> Trigger | None:
+        trigger = self.path.next_trigger(WAIT_S)
+        self._notice_epoch(trigger.part_id.epoch if trigger else self.path.health().epoch)
+        if trigger and not self.journal.trigger(trigger):
+            self._count("repeated trigger")
+            return None
+        return trigger
 
     def _notice_epoch(self, epoch: int | None) -> None:
         if epoch is not None and epoch != self._epoch:

@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 
 from edge.frame import Frame
+from edge.front_end import FrameError
 from edge.pairing import Pairing, Rules
 from edge.picture import Picture, rgb_from_opencv
 from edge.settings import CameraSource
@@ -134,7 +135,12 @@ class Camera:
                 self._count("bad_timestamp")
                 continue
             last_ns = stamp_ns
-            picture = rgb_from_opencv(image)
+            try:
+                picture = rgb_from_opencv(image)
+            except FrameError as error:
+                log.warning("camera %s: %s", self._settings.device, error)
+                self._count("bad_picture")
+                continue
             with self._arrived:
                 self._counters["frames"] += 1
                 self._ring[stamp_ns - self._offset_ns] = picture

@@ -166,6 +166,19 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path, tiny: SimpleNames
         read_bundle(path)
 
 
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("which", ["score_tolerance", "map_tolerance"])
+def test_a_tolerance_that_would_allow_anything_is_refused(
+    tmp_path: Path, tiny: SimpleNamespace, which: str, tolerance: float
+) -> None:
+    files = tiny.files()
+    golden = json.loads(files["golden/golden.json"])
+    golden["samples"][0][which] = {"float": tolerance}
+    files["golden/golden.json"] = json.dumps(golden).encode()
+    with pytest.raises(BundleError, match=which):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", rehash(files)))
+
+
 def test_links_in_a_folder_do_not_count_as_files(tmp_path: Path, tiny: SimpleNamespace) -> None:
     folder = tiny.folder(tmp_path / "folder", tiny.files())
     (tmp_path / "elsewhere.onnx").write_bytes((folder / "model.onnx").read_bytes())

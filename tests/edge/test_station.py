@@ -25,7 +25,7 @@ from edge.journal import Journal
 from edge.judge import Judge
 from edge.scorer import Scorer, ScorerError
 from edge.sources import CaptureError
-from edge.station import Station
+from edge.station import Station, StationError
 from edge.watchdog import Watchdog
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
 from firmware_bridge.reject_path import PathHealth
@@ -300,3 +300,17 @@ def test_the_states_are_those_of_opc_40100(
 def test_no_garbage_is_collected_while_parts_run(line: Line, tiny: SimpleNamespace) -> None:
     line.judge(1, tiny.picture(128))
     assert not gc.isenabled()
+
+
+def test_a_station_that_hears_no_more_triggers_ends_with_an_error(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(make_bundle(), tmp_path / "j.db")
+    words: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", words.append)
+    line.path.triggers.put("no trigger")  # type: ignore[arg-type]
+    line.journal.open()
+    with pytest.raises(StationError):
+        line.station.run()
+    line.journal.close()
+    assert words[0].exc_type is AttributeError
