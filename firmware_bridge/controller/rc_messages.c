@@ -22,28 +22,40 @@ static void reply(struct reject_controller *rc, uint16_t sequence, uint8_t resul
     rc_send(rc, RC_REPLY, sequence, &result, 1);
 }
 
-/* u32 now us, u32 count, u32 counts per second, u32 last part, u32 settled through, u32 parameter hash, u32 nonce,
- * u8 faults, u8 flags (1 permit, 2 parameters set, 4 inhibited, 8 gate energised, 16 encoder known), then u32
- * counters in the order of rc_counter. */
+/* The next counter to tell: one that changed, else the next in turn. */
+static uint8_t pick_counter(struct reject_controller *rc)
+{
+    uint8_t pick = rc->told_next;
+    for (uint8_t i = 0; i < RC_COUNTERS; i++) {
+        uint8_t at = (uint8_t)((rc->told_next + i) % RC_COUNTERS);
+        if (rc->counters[at] != rc->told[at]) {
+            pick = at;
+            break;
+        }
+    }
+    rc->told[pick] = rc->counters[pick];
+    rc->told_next = (uint8_t)((pick + 1) % RC_COUNTERS);
+    return pick;
+}
+
+/* u32 now us, u32 count, u32 last part, u32 settled through, u32 parameter hash, u32 nonce, u8 faults, u8 flags
+ * (1 permit, 2 parameters set, 4 inhibited, 8 gate energised, 16 encoder known), u8 counter (rc_counter), u32 its
+ * value. One counter at a time, because a TRIGGER must not wait long behind a STATUS. */
 void rc_send_status(struct reject_controller *rc)
 {
-    uint8_t payload[30 + 4 * RC_COUNTERS];
-    uint32_t delay_us = rc->parameters.actuator_delay_us;
-    bool moving = rc->now_us - rc->count_us < RC_STALL_US && delay_us > 0;
+    uint8_t payload[31];
     wire_put_u32(payload, rc->now_us);
     wire_put_u32(payload + 4, rc->count);
-    wire_put_u32(payload + 8, moving ? (uint32_t)((uint64_t)rc->lead * 1000000u / delay_us) : 0);
-    wire_put_u32(payload + 12, rc->last_part);
-    wire_put_u32(payload + 16, rc_parts_settled_through(rc));
-    wire_put_u32(payload + 20, rc->parameters_set ? rc->parameter_hash : 0);
-    wire_put_u32(payload + 24, rc->nonce);
-    payload[28] = rc->faults;
-    payload[29] = (uint8_t)((rc_permitted(rc) ? 1 : 0) | (rc->parameters_set ? 2 : 0) |
+    wire_put_u32(payload + 8, rc->last_part);
+    wire_put_u32(payload + 12, rc_parts_settled_through(rc));
+    wire_put_u32(payload + 16, rc->parameters_set ? rc->parameter_hash : 0);
+    wire_put_u32(payload + 20, rc->nonce);
+    payload[24] = rc->faults;
+    payload[25] = (uint8_t)((rc_permitted(rc) ? 1 : 0) | (rc->parameters_set ? 2 : 0) |
                             (rc->parameters.inhibit ? 4 : 0) | (rc->gate_energised ? 8 : 0) |
                             (rc->encoder_known ? 16 : 0));
-    for (uint16_t i = 0; i < RC_COUNTERS; i++) {
-        wire_put_u32(payload + 30 + 4 * i, rc->counters[i]);
-    }
+    payload[26] = pick_counter(rc);
+    wire_put_u32(payload + 27, rc->counters[payload[26]]);
     rc->status_us = rc->now_us;
     rc->status_faults = rc->faults;
     rc->status_permit = rc_permitted(rc);

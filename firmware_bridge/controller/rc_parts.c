@@ -35,12 +35,11 @@ void rc_parts_clear(struct reject_controller *rc)
 
 static void send_trigger(struct reject_controller *rc, const struct rc_part *part, uint32_t at_us)
 {
-    uint8_t payload[20];
+    uint8_t payload[16];
     wire_put_u32(payload, part->part);
     wire_put_u32(payload + 4, part->count);
     wire_put_u32(payload + 8, part->count + rc->parameters.decision_distance);
     wire_put_u32(payload + 12, at_us);
-    wire_put_u32(payload + 16, rc->now_us);
     rc_send(rc, RC_TRIGGER, 0, payload, sizeof payload);
 }
 

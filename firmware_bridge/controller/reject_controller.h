@@ -67,7 +67,7 @@ enum rc_message {
     RC_PARAMETERS = 0x82,    /* u32 hash of the parameters in force, u8 result */
     RC_STATUS = 0x83,        /* see rc_send_status */
     RC_REPLY = 0x84,         /* u8 result; the sequence is that of the request */
-    RC_TRIGGER = 0x85,       /* u32 part, u32 count, u32 deadline count, u32 latch us, u32 now us */
+    RC_TRIGGER = 0x85,       /* u32 part, u32 count, u32 deadline count, u32 latch us */
     RC_OUTCOME = 0x86,       /* u32 part, u8 decision, u8 reason, u32 count */
     RC_OUTCOMES = 0x87       /* u32 oldest remembered, u32 settled through, then records as in RC_OUTCOME */
 };
@@ -84,7 +84,7 @@ enum rc_result {
     RC_PARTS_ON_BELT = 8
 };
 
-enum rc_counter { /* order of the counters in STATUS */
+enum rc_counter { /* numbers of the counters in STATUS */
     RC_CRC_ERRORS,
     RC_BAD_FRAMES,
     RC_FOREIGN_EPOCH,
@@ -203,6 +203,8 @@ struct reject_controller {
     uint32_t jog_us;
 
     uint32_t counters[RC_COUNTERS];
+    uint32_t told[RC_COUNTERS]; /* what the box knows of them */
+    uint8_t told_next;
 };
 
 void rc_init(struct reject_controller *rc, const struct rc_io *io, uint32_t epoch);

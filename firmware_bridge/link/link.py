@@ -82,8 +82,7 @@ class Link:
         with self._lock:
             session, status = self._session, self._session.status
             counters = dict(session.counters)
-            if status is not None:
-                counters |= {f"controller_{name}": value for name, value in status.counters.items()}
+            counters |= {f"controller_{name}": value for name, value in session.controller_counters.items()}
             fault = status.fault_words if status is not None else None
             return PathHealth(
                 connected=session.connected,

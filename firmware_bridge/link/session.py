@@ -49,6 +49,7 @@ class Session:
 
     def __init__(self, settings: LinkSettings, memory: Memory, inhibit: bool, nonce: int) -> None:
         self.counters: Counter[str] = Counter()
+        self.controller_counters: dict[str, int] = dict.fromkeys(wire.COUNTERS, 0)
         self.status: wire.Status | None = None
         self.ledger: OutcomeLedger | None = None
         self.problem: str | None = None
@@ -165,7 +166,6 @@ class Session:
             self._observe(message.now_us, frame, now_ns)
             self._take_status(message, now_ns)
         elif isinstance(message, wire.TriggerMessage):
-            self._observe(message.now_us, frame, now_ns)
             self._take_trigger(message, self.ledger)
         elif isinstance(message, wire.OutcomeRecord):
             self._settle(message, self.ledger, recovered=False)
@@ -192,6 +192,7 @@ class Session:
             if not known:  # another box's past: what is remembered is enough
                 self.ledger.watermark = max(0, answer.last_part - 256)
             self._clock = ControllerClock()
+            self.controller_counters = dict.fromkeys(wire.COUNTERS, 0)
             self._last_heard = answer.last_part
         elif answer.last_part < self._last_heard:
             self.counters["epochs_refused"] += 1
@@ -214,6 +215,7 @@ class Session:
 
     def _take_status(self, status: wire.Status, now_ns: int) -> None:
         self.status = status
+        self.controller_counters[status.counter] = status.counter_value
         if status.nonce != self._nonce:
             self.problem = "another box talks to this controller; connect only one"
             self._echoed = False

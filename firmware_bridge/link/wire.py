@@ -101,7 +101,7 @@ HELLO, PARAMETERS, HEARTBEAT, DECISION, ACK, JOG, FETCH = range(1, 8)
 # controller -> box
 HELLO_ANSWER, PARAMETERS_ECHO, STATUS, REPLY, TRIGGER, OUTCOME, OUTCOMES = range(0x81, 0x88)
 
-_STATUS = struct.Struct(f"<7IBB{len(COUNTERS)}I")
+_STATUS = struct.Struct("<6I3BI")
 
 
 class WireError(ValueError):
@@ -140,7 +140,6 @@ class ParametersEcho:
 class Status:
     now_us: int
     count: int
-    counts_per_s: int
     last_part: int
     settled_through: int  # every part up to this one has an outcome
     parameter_hash: int
@@ -151,7 +150,8 @@ class Status:
     inhibited: bool
     gate_energised: bool
     encoder_known: bool
-    counters: dict[str, int]
+    counter: str  # one counter at a time: one that changed, else the next in turn
+    counter_value: int
 
     @property
     def fault_words(self) -> str | None:
@@ -169,7 +169,6 @@ class TriggerMessage:
     count: int
     deadline_count: int
     latch_us: int
-    now_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +261,12 @@ def _record(payload: bytes, at: int = 0) -> OutcomeRecord:
 
 
 def _status(payload: bytes) -> Status:
-    now_us, count, speed, last, through, parameter_hash, nonce, faults, flags, *counters = _STATUS.unpack(payload)
+    now_us, count, last, through, parameter_hash, nonce, faults, flags, counter, value = _STATUS.unpack(payload)
+    if counter >= len(COUNTERS):
+        raise WireError(f"status with counter {counter}; this box knows {len(COUNTERS)}")
     return Status(
         now_us=now_us,
         count=count,
-        counts_per_s=speed,
         last_part=last,
         settled_through=through,
         parameter_hash=parameter_hash,
@@ -277,7 +277,8 @@ def _status(payload: bytes) -> Status:
         inhibited=bool(flags & 4),
         gate_energised=bool(flags & 8),
         encoder_known=bool(flags & 16),
-        counters=dict(zip(COUNTERS, counters, strict=True)),
+        counter=COUNTERS[counter],
+        counter_value=value,
     )
 
 
@@ -302,7 +303,7 @@ def parse(frame: Frame) -> Message:
         if frame.type == REPLY:
             return Reply(*struct.unpack("<B", payload))
         if frame.type == TRIGGER:
-            return TriggerMessage(*struct.unpack("<5I", payload))
+            return TriggerMessage(*struct.unpack("<4I", payload))
         if frame.type == OUTCOME and len(payload) == _RECORD.size:
             return _record(payload)
         if frame.type == OUTCOMES:
