@@ -18,16 +18,23 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from edge.journal_file import (
+    INSERT_OUTCOME,
+    INSERT_TRIGGER,
+    OUTCOME_COLUMNS,
+    REMEMBERED,
+    SET_VERDICT,
+    JournalFile,
+    Past,
+    Write,
+)
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
 
 log = logging.getLogger(__name__)
@@ -35,34 +42,6 @@ log = logging.getLogger(__name__)
 GROUP_S = 0.05  # one commit gathers what comes within this time
 RETRY_S = 1.0  # after a disk failure
 BOUND = 200_000  # writes held in memory; a part makes three: trigger, verdict, outcome
-REMEMBERED = 4096  # settled parts known by heart, to tell news from repetition
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS journal (identity TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS boot (
-    boot_id TEXT PRIMARY KEY, monotonic_ns INTEGER NOT NULL, wall_ns INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS trigger (
-    epoch INTEGER NOT NULL, part INTEGER NOT NULL, count INTEGER NOT NULL, at_ns INTEGER NOT NULL,
-    boot_id TEXT NOT NULL, verdict TEXT, PRIMARY KEY (epoch, part)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS outcome (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL, part INTEGER NOT NULL,
-    decision TEXT NOT NULL, reason TEXT NOT NULL, verdict_decision TEXT, verdict_reason TEXT,
-    score REAL, threshold REAL, recipe TEXT, trigger_count INTEGER, outcome_count INTEGER,
-    trigger_ns INTEGER, wall_ns INTEGER NOT NULL, boot_id TEXT NOT NULL, recovered INTEGER NOT NULL,
-    dry_run INTEGER NOT NULL, input_crc32 INTEGER, times_ms TEXT NOT NULL, UNIQUE (epoch, part));
-CREATE TRIGGER IF NOT EXISTS settle AFTER INSERT ON outcome BEGIN
-    DELETE FROM trigger WHERE epoch = NEW.epoch AND part = NEW.part; END;
-"""
-OUTCOME_COLUMNS = (
-    *("epoch", "part", "decision", "reason", "verdict_decision", "verdict_reason", "score", "threshold", "recipe"),
-    *("trigger_count", "outcome_count", "trigger_ns", "wall_ns", "boot_id", "recovered", "dry_run", "input_crc32"),
-    "times_ms",
-)
-INSERT_OUTCOME = (
-    f"INSERT OR IGNORE INTO outcome ({', '.join(OUTCOME_COLUMNS)}) "  # noqa: S608 - constants
-    f"VALUES ({', '.join('?' * len(OUTCOME_COLUMNS))})"
-)
-Write = tuple[str, tuple[Any, ...]]
 
 
 @dataclass(slots=True)
@@ -91,14 +70,12 @@ class Journal:
         self._last_part: dict[int, int] = {}
         self._counters: Counter[str] = Counter()
         self._closing = False
-        self._database: sqlite3.Connection | None = None
-        self._trouble = ""
-        self._file: tuple[int, int] | None = None  # device and inode: shows when the file was removed or replaced
+        self._file = JournalFile(path, self.boot_id, self._remember)
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def open(self) -> None:
         """Read what is unresolved and start the thread. A failing disk is counted and tried again, never raised."""
-        self._connect()
+        self._file.open()
         self._thread.start()
 
     def close(self) -> None:
@@ -123,11 +100,7 @@ class Journal:
                 return False
             self._waiting[part_id] = _Waiting(trigger.count, trigger.at_ns, self.boot_id, {})
             self._see(part_id)
-            self._write(
-                "INSERT OR IGNORE INTO trigger SELECT ?, ?, ?, ?, ?, NULL "
-                "WHERE NOT EXISTS (SELECT 1 FROM outcome WHERE epoch = ? AND part = ?)",
-                (*part_id, trigger.count, trigger.at_ns, self.boot_id, *part_id),
-            )
+            self._write(INSERT_TRIGGER, (*part_id, trigger.count, trigger.at_ns, self.boot_id))
             return True
 
     def verdict(self, verdict: Verdict, input_crc32: int | None = None) -> bool:
@@ -147,7 +120,7 @@ class Journal:
             if waiting is None:
                 return False
             waiting.verdict = record
-            self._write("UPDATE trigger SET verdict = ? WHERE epoch = ? AND part = ?", (text, *verdict.part_id))
+            self._write(SET_VERDICT, (text, *verdict.part_id))
             return True
 
     def outcome(self, outcome: Outcome) -> bool:
@@ -214,12 +187,12 @@ class Journal:
         """Numbers by cause; `waiting_writes` and `unresolved` are levels, the others only grow."""
         with self._changed:
             levels = {"waiting_writes": len(self._writes) + self._unwritten, "unresolved": len(self._waiting)}
-            return {**self._counters, **levels}
+            return {**self._counters, "disk_failures": self._file.failures, **levels}
 
     @property
     def failing(self) -> bool:
         """The disk refuses: everything is held in memory."""
-        return self._database is None
+        return self._file.failing
 
     # Inside; the first three are called with the lock held
 
@@ -253,7 +226,7 @@ class Journal:
                 batch = list(self._writes)
                 self._writes.clear()
                 self._unwritten = len(batch)
-            written = self._commit(batch)
+            written = self._file.commit(batch)
             with self._changed:
                 self._unwritten = 0
                 if not written:
@@ -269,98 +242,15 @@ class Journal:
                     break
                 if not written:
                     self._changed.wait_for(lambda: self._closing, RETRY_S)
-        if self._database is not None:
-            self._database.close()
+        self._file.close()
 
-    def _commit(self, batch: Iterable[Write]) -> bool:
-        if self._database is not None and not self._file_is_there():
-            self._failed("the file was removed or replaced")
-        if self._database is None:
-            self._connect()
-        if self._database is None:
-            return False
-        try:
-            with self._database:
-                self._database.execute("BEGIN")
-                for statement, values in batch:
-                    self._database.execute(statement, values)
-        except sqlite3.Error as error:
-            self._failed(str(error))
-            return False
-        if not self._file_is_there():  # written to a file that nobody will find again
-            self._failed("the file was removed or replaced")
-            return False
-        return True
-
-    def _connect(self) -> None:
-        try:
-            database = sqlite3.connect(self.path, isolation_level=None, timeout=5, check_same_thread=False)
-        except sqlite3.Error as error:
-            self._failed(str(error))
-            return
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-            database.executescript(SCHEMA)
-            with database:
-                database.execute("BEGIN")
-                database.execute(
-                    "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT 1 FROM journal)", (uuid4().hex,)
-                )
-                now = (self.boot_id, time.monotonic_ns(), time.time_ns())
-                database.execute("INSERT OR IGNORE INTO boot VALUES (?, ?, ?)", now)
-            self._load(database)
-        except sqlite3.OperationalError as error:
-            database.close()
-            self._failed(str(error))
-            return
-        except sqlite3.DatabaseError as error:
-            database.close()
-            self._move_aside(str(error))
-            return
-        if self._trouble:
-            log.warning("journal %s: on disk again", self.path)
-        self._database, self._file, self._trouble = database, self._identity_of_file(), ""
-
-    def _load(self, database: sqlite3.Connection) -> None:
+    def _remember(self, past: Past) -> None:
         with self._changed:
-            last = "SELECT epoch, max(part) FROM (SELECT epoch, part FROM {} UNION ALL SELECT epoch, part FROM {})"
-            for epoch, part in database.execute(last.format("outcome", "trigger") + " GROUP BY epoch"):
+            for epoch, part in past.last_parts:
                 self._see(PartId(epoch, part))
-            recent = f"SELECT epoch, part FROM outcome ORDER BY id DESC LIMIT {REMEMBERED}"  # noqa: S608 - a constant
-            for row in reversed(database.execute(recent).fetchall()):
-                self._settled[PartId(*row)] = None
-            for epoch, part, count, at_ns, boot_id, verdict in database.execute("SELECT * FROM trigger"):
+            for epoch, part in past.settled:
+                self._settled[PartId(epoch, part)] = None
+            for epoch, part, count, at_ns, boot_id, verdict in past.waiting:
                 if PartId(epoch, part) not in self._settled:
                     known = _Waiting(count, at_ns, boot_id, json.loads(verdict) if verdict else {})
                     self._waiting.setdefault(PartId(epoch, part), known)
-
-    def _failed(self, why: str) -> None:
-        if why != self._trouble:  # once, not every second
-            log.error("journal %s: %s; held in memory and tried again every %g s", self.path, why, RETRY_S)
-        self._trouble = why
-        with self._changed:
-            self._counters["disk_failures"] += 1
-        if self._database is not None:
-            self._database.close()
-            self._database = None
-
-    def _move_aside(self, why: str) -> None:
-        self._failed(f"damaged ({why})")
-        stamp = time.time_ns()
-        for suffix in ("", "-wal", "-shm"):
-            file = self.path.with_name(self.path.name + suffix)
-            try:
-                file.rename(file.with_name(f"{self.path.name}.damaged-{stamp}{suffix}"))
-            except OSError as error:
-                log.warning("journal %s: cannot move %s aside: %s", self.path, file, error)
-
-    def _file_is_there(self) -> bool:
-        return self._file is not None and self._identity_of_file() == self._file
-
-    def _identity_of_file(self) -> tuple[int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino

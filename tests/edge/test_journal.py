@@ -115,6 +115,18 @@ def test_a_restart_knows_the_past_and_keeps_the_verdict(tmp_path: Path) -> None:
     assert [row["part"] for row in rows(tmp_path / "j.db")] == [1, 2, 3, 4, 5]
 
 
+def test_a_restart_knows_every_epoch(tmp_path: Path) -> None:
+    with opened(tmp_path / "j.db") as journal:
+        for epoch, part in ((5, 3), (5, 9), (2**32 - 1, 4), (0, 1), (7, 2)):
+            journal.outcome(outcome(part, epoch))
+        journal.trigger(trigger(11, 5))
+        journal.trigger(trigger(1, 99))
+    with opened(tmp_path / "j.db") as journal:
+        found = {epoch: journal.last_part(epoch) for epoch in (5, 2**32 - 1, 0, 7, 99, 8)}
+        assert found == {5: 11, 2**32 - 1: 4, 0: 1, 7: 2, 99: 1, 8: 0}
+        assert journal.knows_epoch(0)
+
+
 WRITER = """
 import sys, time
 from pathlib import Path
