@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from edge.errors import BeltlineError
 from edge.publish import cursor_of, lock, look_at, publisher
@@ -26,11 +24,7 @@ def publish(
         raise BeltlineError(
             f"{station}: there is no [mqtt] table, so there is nothing to publish to. Add one with host."
         )
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)],
-    )
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     journal = settings.paths.journal
     stop = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from edge.errors import BeltlineError
 from edge.journal import Journal
 from edge.outbox import Outbox
 from edge.publish import Publisher, cursor_of, lock, publisher
+from edge.watchdog import Watchdog
 from firmware_bridge.mqtt.messages import VerdictMessage
 from firmware_bridge.mqtt.settings import MqttSettings
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
@@ -129,6 +131,40 @@ def test_waits_for_a_journal_that_does_not_exist_yet(mosquitto: Any, tmp_path: P
         write(journal, range(1, 4))
         step_until(running, done(running, 3))
         journal.close()
+
+
+def test_a_journal_whose_station_stopped_and_came_back(mosquitto: Any, subscribe: Any, tmp_path: Path) -> None:
+    port = mosquitto().port
+    watcher = subscribe(port, "beltline/s/l/a/verdict")
+    file = tmp_path / "journal.db"
+    first = Journal(file)
+    first.open()
+    write(first, range(1, 4))
+    first.close()  # takes the write-ahead log and its shared memory away
+    with make(port, file) as running:
+        step_until(running, done(running, 3))
+        second = Journal(file)
+        second.open()
+        write(second, range(4, 7))
+        step_until(running, done(running, 6))
+        second.close()
+        assert "journal_failures" not in running.health().counters
+    assert parts_seen(watcher, 6) == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_working_loop_feeds_the_watchdog(mosquitto: Any, journal: Journal, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(2)
+        rounds = iter(range(150))
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        with make(mosquitto().port, journal.path) as running:
+            running.run(Watchdog(environment), lambda: next(rounds, None) is None)
+        heard = []
+        while len(heard) < 10 and not any(line.startswith(b"STATUS=connected; 0 to send") for line in heard):
+            heard.append(manager.recv(500))
+    assert heard[0] == b"READY=1"
+    assert b"WATCHDOG=1" in heard
 
 
 def test_nothing_is_lost_or_swapped_when_the_broker_dies_mid_stream(

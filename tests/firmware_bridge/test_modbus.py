@@ -23,7 +23,8 @@ from firmware_bridge.modbus import registers as r
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
 
 BOX = 200
-DISTANCE = 150  # counts from photo-eye to decision point; the belt makes one count per millisecond
+SILENCE_S = 0.5  # 0.3 in a plant; these tests share their processors
+DISTANCE = 250  # counts from photo-eye to decision point; the belt makes one count per millisecond
 
 
 class Plc:
@@ -53,7 +54,7 @@ class Plc:
         deadline = (count + DISTANCE) % 2**32
         self.on_belt[part] = deadline
         words = [word for value in (part, count, deadline, count) for word in r.split(value, self.order)]
-        at = r.TRIGGERS_AT + r.TRIGGER_WORDS * r.slot(part)
+        at = 16 + 8 * (part % 8)
         self.memory[at : at + len(words)] = words
         self.newest = part
         return part
@@ -61,7 +62,7 @@ class Plc:
     def scan(self) -> None:
         if self.memory[BOX] != self.beat:
             self.beat, self.beat_at = self.memory[BOX], time.monotonic()
-        if time.monotonic() - self.beat_at > 0.3:
+        if time.monotonic() - self.beat_at > SILENCE_S:
             self.fault = True
         if self.memory[BOX + 1] != self.acks:
             self.acks, self.fault = self.memory[BOX + 1], False
@@ -71,7 +72,7 @@ class Plc:
 
     def decide(self, part: int, deadline: int) -> None:
         del self.on_belt[part]
-        at = BOX + r.DECISIONS_AT + r.DECISION_WORDS * r.slot(part)
+        at = BOX + 4 + 6 * (part % 8)
         words = self.memory[at : at + 6]
         known = [*r.split(self.epoch, self.order), *r.split(part, self.order)]
         fits = words[:4] == known and words[5] == r.check(words[:5])
@@ -79,7 +80,7 @@ class Plc:
         decision, reason = (words[4], 1) if fits else (3, 3)
         if fits and words[4] == 1 and self.fault:
             decision, reason = 3, 4
-        at = r.OUTCOMES_AT + r.OUTCOME_WORDS * r.slot(part)
+        at = 80 + 6 * (part % 8)
         self.memory[at : at + 6] = [*r.split(part, self.order), decision, reason, *r.split(deadline, self.order)]
         self.settled = part if self.echoes else 0
 
@@ -87,7 +88,7 @@ class Plc:
         status = r.READY | (0 if self.fault else r.PERMIT) | (r.FAULT if self.fault else 0)
         status |= (r.ECHOES if self.echoes else 0) | (r.INHIBITED if self.memory[BOX + 3] & 1 else 0)
         longs = (self.epoch, self.count(), self.count(), self.newest, self.settled)
-        return [r.LAYOUT, status, 5 if self.fault else 0, *(w for value in longs for w in r.split(value, self.order))]
+        return [0xB171, status, 5 if self.fault else 0, *(w for value in longs for w in r.split(value, self.order))]
 
     async def access(self, _f: int, _s: int, address: int, count: int, registers: list[int], values: Any) -> None:
         while self.mute:
@@ -342,7 +343,7 @@ def test_garbage_on_the_line_passes_nothing_and_is_overcome(tmp_path: Path) -> N
         for blob in (b"\xff" * 30, b"\x01\x03\x20" + b"\x00" * 34, bytes(range(256)), b"\x01\x83\x02\xc0\xf1"):
             cable.noise.put(blob)
             served.call(plc.trigger)
-            time.sleep(0.2)
+            time.sleep(0.3)
         wait(lambda: plc.settled == 4)
         assert not any(plc.gate.values())
         box.deciding = True
@@ -402,7 +403,7 @@ def test_the_heartbeat_stops_with_the_scoring_loop_and_the_permit_returns_only_a
     with tcp(plc) as (_, box):
         wait(lambda: box.path.health().permit)
         box.stepping = False
-        wait(lambda: plc.fault, timeout_s=1)
+        wait(lambda: plc.fault, timeout_s=2)
         wait(lambda: plc.memory[BOX + 2] == 1)
         wait(lambda: "latched its fault 5" in str(box.path.health().fault))
         box.stepping = True
