@@ -66,14 +66,23 @@ class HostController:
 
     def start(self, timeout_s: float = 5.0) -> None:
         """Start and wait until the serial port exists. Raises RuntimeError when it does not appear in time."""
-        before = self.link.readlink() if self.link.is_symlink() else None
-        self.link.unlink(missing_ok=True)
+        before = self._link_identity()
         self._process = subprocess.Popen(self._command)
         deadline = time.monotonic() + timeout_s
-        while not self.link.is_symlink():
+        while self._link_identity() in (None, before):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the controller did not open {self.link} (was {before}): {' '.join(self._command)}")
+                raise RuntimeError(
+                    f"the controller did not open {self.link}; run it by hand: {' '.join(self._command)}"
+                )
             time.sleep(0.005)
+
+    def _link_identity(self) -> tuple[int, int] | None:
+        """Tells one symbolic link from the next of the same name."""
+        try:
+            found = self.link.lstat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_ctime_ns
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""

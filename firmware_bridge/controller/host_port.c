@@ -167,6 +167,20 @@ static void open_terminal(struct host *host)
     }
 }
 
+/* Another instance may have taken the name over meanwhile. */
+static void withdraw_link(const struct host *host)
+{
+    char target[256];
+    const char *name = ptsname(host->master);
+    ssize_t length = readlink(host->link_path, target, sizeof target - 1);
+    if (length > 0 && name != NULL) {
+        target[length] = '\0';
+        if (strcmp(target, name) == 0) {
+            unlink(host->link_path);
+        }
+    }
+}
+
 static void earn_credit(struct host *host, uint64_t now)
 {
     double bytes_per_us = host->baud / 10.0 / 1e6; /* 8N1: ten bits a byte */
@@ -379,5 +393,6 @@ int main(int argc, char **argv)
     while (!stop_requested) {
         wake_up(&host);
     }
+    withdraw_link(&host);
     return 0;
 }

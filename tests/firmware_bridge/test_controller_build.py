@@ -48,3 +48,4 @@ def test_link_name_is_stable_across_restarts(controller_program: Path, tmp_path:
     controller.start()
     assert controller.link.is_char_device()
     controller.stop()
+    assert not controller.link.is_symlink()
