@@ -161,6 +161,7 @@ class Line:
         self.belt: subprocess.Popen[bytes] | None = None
         self.hand_belt: HandBelt | None = None
         self.journal = Journal()
+        self.stations: list[Station] = []
         self._stack = ExitStack()
 
     def settings(self, **changes: object) -> LinkSettings:
@@ -203,13 +204,18 @@ class Line:
     ) -> Station:
         station = Station(Link(self.settings(**changes), self.journal, inhibit), self.journal, judge)
         station.start()
+        self.stations.append(station)
         self._stack.callback(station.stop)
         return station
 
     def finish(self, timeout_s: float = 60.0) -> dict[str, object]:
         """Wait for the belt's own end; its summary."""
         assert self.belt is not None
-        assert self.belt.wait(timeout_s) == 0
+        try:
+            assert self.belt.wait(timeout_s) == 0
+        except subprocess.TimeoutExpired:
+            events = (self.folder / "out" / "events.jsonl").read_text()
+            pytest.fail(f"the belt did not end: {[station.link.health() for station in self.stations]}\n{events}")
         return self.summary()
 
     def summary(self) -> dict[str, object]:
