@@ -297,6 +297,7 @@ def rtu(plc: Plc, folder: Path) -> Iterator[tuple[Served, Box, Cable]]:
 
 def judge(box: Box, plc: Plc, parts: range) -> None:
     """Every part has one outcome, the gate did what it says, and it is what the box asked for."""
+    wait(lambda: plc.gate.keys() >= set(parts))
     for part in parts:
         accepted = part % 2 == 1
         assert plc.gate[part] is accepted, part
@@ -351,7 +352,7 @@ def test_garbage_on_the_line_passes_nothing_and_is_overcome(tmp_path: Path) -> N
         box.path.ack()
         wait(lambda: not plc.fault)
         served.call(plc.trigger)
-        wait(lambda: 5 in box.outcomes)
+        wait(lambda: 5 in box.outcomes and 5 in plc.gate)
         assert plc.gate[5]
 
 
@@ -368,7 +369,7 @@ def test_a_serial_port_that_returns_is_found_within_two_seconds(tmp_path: Path) 
         box.path.ack()
         wait(lambda: box.path.health().permit)
         served.call(plc.trigger)
-        wait(lambda: 1 in box.outcomes)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
         assert plc.gate[1]
 
 
@@ -379,7 +380,7 @@ def test_no_decision_means_reject() -> None:
             wait(lambda: box.path.health().ready)
             box.deciding = False
             served.call(plc.trigger)
-            wait(lambda: 1 in box.outcomes)
+            wait(lambda: 1 in box.outcomes and 1 in plc.gate)
             assert not plc.gate[1]
             assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.FAULT, Reason.NO_VERDICT)
 
@@ -393,7 +394,7 @@ def test_a_late_accept_is_not_believed_without_echo() -> None:
         wait(lambda: box.triggers)
         time.sleep(DISTANCE / 1000 - 0.005)
         box.path.decide(verdict(PartId(plc.epoch, 1)))
-        wait(lambda: 1 in box.outcomes)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
         if not plc.gate[1]:
             assert box.outcomes[1].decision is not Decision.ACCEPT
 
@@ -429,7 +430,7 @@ def test_a_mute_plc_stalls_nothing_and_its_parts_are_rejected() -> None:
         assert box.path.health().counters["no_answer"] >= 3
         plc.mute = False
         wait(lambda: box.path.health().connected)
-        wait(lambda: 1 in box.outcomes)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
         assert box.outcomes[1].recovered
         assert not plc.gate[1]
 
@@ -445,7 +446,7 @@ def test_a_plc_that_goes_away_is_found_again() -> None:
         box.path.ack()
         wait(lambda: not plc.fault)
         served.call(plc.trigger)
-        wait(lambda: 1 in box.outcomes)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
         assert plc.gate[1]
 
 
@@ -469,7 +470,7 @@ def test_the_first_decision_for_a_part_stands() -> None:
         part_id = PartId(plc.epoch, 1)
         box.path.decide(Verdict(part_id, Decision.REJECT, Reason.SCORE_ABOVE_THRESHOLD, 1, 0.5, "r"))
         box.path.decide(verdict(part_id))
-        wait(lambda: 1 in box.outcomes)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
         assert not plc.gate[1]
         assert box.outcomes[1].decision is Decision.REJECT
 
@@ -486,7 +487,7 @@ def test_a_restarted_plc_is_followed_into_its_new_epoch() -> None:
         box.deciding = True
         wait(lambda: box.path.health().epoch == 78)
         served.call(plc.trigger)
-        wait(lambda: 1 in box.outcomes)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
         assert box.outcomes[1].part_id == PartId(78, 1)
         assert plc.gate[1]
 
