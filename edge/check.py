@@ -127,7 +127,7 @@ def _control(key: str, file: Path) -> Finding:
             pass
         else:
             return Finding(key, f"{file}: a station is running here", ok=False)
-    return _writable(key, file)
+    return _writable(key, file if file.parent.exists() else file.parent)  # a missing folder is made at the start
 
 
 def _span(limits: tuple[int, int]) -> str:

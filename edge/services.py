@@ -29,7 +29,7 @@ SERVICES = (
         "each trigger",
         "0.1 ms",
         "hears triggers, journals them, tells the source to expect a picture",
-        "no verdict leaves: the reject path rejects every part",
+        "the process ends, as with the loop",
     ),
     Service(
         "grab",
@@ -59,7 +59,7 @@ SERVICES = (
         "control",
         "thread of `run`",
         "on request",
-        "2 s per request",
+        "0.5 s for a silent client",
         "answers `beltline status`, `ack`, `jog-gate`",
         "the station inspects on, unseen",
     ),

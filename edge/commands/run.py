@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edge.check import check_station
@@ -93,7 +94,7 @@ def _table(rows: list[dict[str, Any]], settings: Settings) -> Table:
     for number, row in enumerate(rows, 1):
         table.add_row(
             str(number),
-            row["picture"] or "-",
+            escape(row["picture"] or "-"),
             f"[{colours[row['decision']]}]{row['decision']}[/]",
             row["reason"],
             "-" if row["score"] is None else f"{row['score']:.5g}",
@@ -110,7 +111,7 @@ def _check(console: Console, settings: Settings, *, json: bool) -> None:
     else:
         table = Table("", "what", "found", title="station")
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.ok else "[red]problem[/]", finding.what, finding.found)
+            table.add_row("[green]ok[/]" if finding.ok else "[red]problem[/]", finding.what, escape(finding.found))
         console.print(table)
         services = Table("service", "runs as", "rate", "budget", "when it dies", title="services")
         for service in SERVICES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 
 def beltline(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edge.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, env=os.environ | {"COLUMNS": "400"}, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture
@@ -61,7 +64,8 @@ def test_check_names_what_is_wrong(station_file: Path) -> None:
     station_file.write_text(station_file.read_text().replace('"parts"', '"nowhere"'))
     done = beltline("run", station_file, "--check")
     assert done.returncode == 1
-    assert "no such folder" in done.stdout.replace("\n", " ")
+    assert "no such folder" in done.stdout
+    assert "[source]" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
