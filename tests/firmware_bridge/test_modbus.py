@@ -373,16 +373,16 @@ def test_a_serial_port_that_returns_is_found_within_two_seconds(tmp_path: Path) 
         assert plc.gate[1]
 
 
-def test_no_decision_means_reject() -> None:
-    for echoes in (True, False):
-        plc = Plc(echoes=echoes)
-        with tcp(plc) as (served, box):
-            wait(lambda: box.path.health().ready)
-            box.deciding = False
-            served.call(plc.trigger)
-            wait(lambda: 1 in box.outcomes and 1 in plc.gate)
-            assert not plc.gate[1]
-            assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.FAULT, Reason.NO_VERDICT)
+@pytest.mark.parametrize("echoes", [True, False])
+def test_no_decision_means_reject(echoes: bool) -> None:
+    plc = Plc(echoes=echoes)
+    with tcp(plc) as (served, box):
+        wait(lambda: box.path.health().ready)
+        box.deciding = False
+        served.call(plc.trigger)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
+        assert not plc.gate[1]
+        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.FAULT, Reason.NO_VERDICT)
 
 
 def test_a_late_accept_is_not_believed_without_echo() -> None:
