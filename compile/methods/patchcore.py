@@ -22,8 +22,8 @@ from torch.nn import functional
 from compile.backbone import Trunk
 
 BANK = 10_000  # vectors
-POOL = 200_000  # patches that the selection looks at
-PROJECTED = 64  # dimensions of the random projection
+POOL = 100_000  # patches that the selection looks at
+PROJECTED = 32  # dimensions of the random projection
 BLUR_SIGMA = 4.0  # pixels of the map, as in the paper
 CHUNK = 2048  # patches compared at once
 Images = NDArray[np.uint8]
