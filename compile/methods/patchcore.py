@@ -84,8 +84,9 @@ def greedy_coreset(features: Tensor, count: int = BANK, seed: int = 0) -> Tensor
         return torch.arange(len(features))
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randperm(len(features), generator=generator)[: max(POOL, count)]
-    projection = torch.randn(features.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5
-    points = (features[pool] @ projection).contiguous()
+    points = features[pool]
+    if points.shape[1] > PROJECTED:
+        points = points @ (torch.randn(points.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5)
     squares = points.square().sum(1)
     nearest_yet = torch.full((len(points),), torch.inf)
     chosen = torch.empty(count, dtype=torch.int64)
