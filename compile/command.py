@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from calibration.threshold import CalibrationError
 from compile.job import Progress as Tick
-from compile.job import Settings
+from compile.job import FIT_STEPS, Settings
 from compile.methods.varad import FitError
 from compile.pipeline import Compiled, compile_data
 from edge.bundle import BundleError

@@ -6,6 +6,8 @@ costs no more than on one, and makes it indifferent to the noise of quantisation
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +21,15 @@ from torch import nn
 from compile.data import Skipped, UnreadableImageError, read_image
 from compile.onnx_session import open_session
 from edge.bundle import Input
+from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
 
 Tick = Callable[[int, int], None]
 SCORE_BATCH = 8
+
+
+class ScratchError(BeltlineError):
+    """The scratch folder is full."""
 
 
 def load_pictures(
@@ -35,7 +42,7 @@ def load_pictures(
 
     """
     shape = (max(len(paths), 1), spec.height, spec.width, 3)
-    pictures = np.memmap(file, np.uint8, "w+", shape=shape)
+    pictures: NDArray[np.uint8] = on_disk(file, np.dtype(np.uint8), shape)
     kept: list[int] = []
     skipped = []
     for position, path in enumerate(paths):
@@ -47,6 +54,25 @@ def load_pictures(
         if tick:
             tick(position + 1, len(paths))
     return pictures[: len(kept)], np.array(kept, np.int64), skipped
+
+
+def on_disk(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Map a new file; its blocks are claimed at once, as writing to a mapped file on a full disk kills the process.
+
+    Raises:
+        ScratchError: there is no room.
+
+    """
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        with file.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        raise ScratchError(
+            f"{file.parent}: no room for {size / 2**20:.0f} MB of scratch data ({error.strerror}). "
+            "Free some space, or set TMPDIR to a folder that has it."
+        ) from error
+    return np.memmap(file, dtype, "r+", shape=shape)
 
 
 class Rows:
@@ -92,7 +118,7 @@ class Features:
                 tick(position + 1, len(pictures))
 
     def _file(self, number: int, rows: int, like: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.memmap(self._folder / f"maps_{number}.bin", np.float32, "w+", shape=(rows, *like.shape[1:]))
+        return on_disk(self._folder / f"maps_{number}.bin", np.dtype(np.float32), (rows, *like.shape[1:]))
 
     def to_fit(self, rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         """All renderings of the chosen pictures."""

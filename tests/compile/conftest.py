@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from skimage import data
 
 from compile.backbone import Trunk
+from compile.job import Settings
 from compile.model import export_trunk
+from compile.pipeline import Compiled, compile_data
 
 SIDE = 144
 
@@ -51,3 +53,15 @@ def trunk() -> onnx.ModelProto:
 @pytest.fixture(scope="session")
 def inputs(photographs: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [cv2.resize(each, (128, 128), interpolation=cv2.INTER_AREA).astype(np.uint8) for each in photographs]
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory, photographs: NDArray[np.uint8]) -> Compiled:
+    """A bundle of a flat folder with 24 good parts and one broken file, fitted shortly."""
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "good").mkdir()
+    for i, image in enumerate(photographs[:24]):
+        cv2.imwrite(str(folder / "good" / f"{i:02}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    (folder / "good" / "broken.png").write_bytes((folder / "good" / "00.png").read_bytes()[:999])
+    settings = Settings(folder / "good", folder / "wall.bundle", size=128, group_by=r"(\d+)", fit_steps=24)
+    return compile_data(settings)

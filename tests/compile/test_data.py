@@ -72,7 +72,7 @@ def test_three_images_are_too_few(tmp_path: Path, photographs, write) -> None:
 def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
     for i in range(30):
         (tmp_path / f"{i}.jpg").write_bytes(b"\xff\xd8 broken")
-    with pytest.raises(DataError, match="0 usable.*30 x truncated JPEG"):
+    with pytest.raises(DataError, match=r"0 usable.*30 x truncated JPEG"):
         read_data(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_pictures_of_one_part_form_one_group(tmp_path: Path, write) -> None:
 
 def test_parts_by_expression_and_by_folder(flat: Path, tmp_path: Path) -> None:
     assert read_data(flat, r"part-(\d)").parts == 3
-    with pytest.raises(DataError, match="does not match part-00.png"):
+    with pytest.raises(DataError, match=r"does not match part-00\.png"):
         read_data(flat, r"serial-(\d)")
     with pytest.raises(DataError, match="not a regular expression"):
         read_data(flat, "(")

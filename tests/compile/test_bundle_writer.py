@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+import resource
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compile.bundle_writer import BundleWriteError, check_writable, pack, to_json, write_bundle
+from compile.features import ScratchError, on_disk
+from compile.pipeline import Compiled
+from edge.bundle import BundleError, read_bundle
+from edge.scorer import ScorerError
+
+
+def contents(compiled: Compiled) -> dict[str, bytes]:
+    manifest = compiled.bundle.manifest
+    return {name: compiled.bundle.read(name) for name in manifest.files}
+
+
+def test_the_tar_is_deterministic_and_plain() -> None:
+    files = {"b": b"2", "a/c": b"3"}
+    packed = pack(files)
+    assert packed == pack(files)
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as archive:
+        entries = archive.getmembers()
+        assert [(entry.name, entry.mtime, entry.uid, entry.uname) for entry in entries] == [
+            ("b", 0, 0, ""),
+            ("a/c", 0, 0, ""),
+        ]
+
+
+@pytest.mark.slow
+def test_the_same_files_give_the_same_bundle(compiled: Compiled, tmp_path: Path) -> None:
+    files = contents(compiled)
+    for name in ("one", "two"):
+        written = write_bundle(tmp_path / name, compiled.bundle.manifest, files)
+        assert written.id == compiled.bundle.id
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_bundle_that_does_not_give_its_golden_answers_is_not_written(compiled: Compiled, tmp_path: Path) -> None:
+    files = contents(compiled)
+    files["golden/golden.json"] = files["golden/golden.json"].replace(b'"float": ', b'"float": 1', 1)
+    with pytest.raises((ScorerError, BundleError)):
+        write_bundle(tmp_path / "x.bundle", compiled.bundle.manifest, files)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_old_bundle_alone(compiled: Compiled, tmp_path: Path) -> None:
+    path = tmp_path / "x.bundle"
+    path.write_bytes(b"the old one")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(BundleWriteError, match=r"x\.bundle: not written \(File too large\)"):
+            write_bundle(path, compiled.bundle.manifest, contents(compiled))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"the old one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.bundle"]
+
+
+@pytest.mark.slow
+def test_a_bundle_above_the_budget_is_refused(compiled: Compiled, tmp_path: Path) -> None:
+    files = contents(compiled) | {"ballast": bytes(21 * 2**20)}
+    with pytest.raises(BundleWriteError, match="the budget is 20 MB; the largest file is ballast"):
+        write_bundle(tmp_path / "x.bundle", compiled.bundle.manifest, files)
+
+
+def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(BundleWriteError, match="is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(BundleWriteError, match="does not exist"):
+        check_writable(tmp_path / "nowhere" / "x.bundle")
+    with pytest.raises(BundleWriteError, match="cannot write there"):
+        check_writable(Path("/proc/x.bundle"))
+    check_writable(tmp_path / "x.bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_are_none_never_reach_a_file() -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        to_json({"score": float("nan")})
+
+
+def test_scratch_without_room_is_said(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ScratchError, match=r"no room for 4 MB.*TMPDIR"):
+            on_disk(tmp_path / "maps", np.dtype(np.float32), (1024, 1024))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_what_was_written_reads_back(compiled: Compiled) -> None:
+    again = read_bundle(compiled.bundle.path)
+    assert again.id == compiled.bundle.id
+    assert compiled.bundle.path.stat().st_size < 20 * 2**20

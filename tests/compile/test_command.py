@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from compile.pipeline import Compiled
+from compile.tensorrt_build import build, check_allowed
+from edge.bundle import read_bundle
+from edge.cli import FAILED, OK, USAGE, main
+from edge.scorer import Scorer
+
+
+@pytest.fixture
+def mvtec(tmp_path: Path, photographs, write) -> Path:
+    """20 good parts to train on, and test parts of which some have a hole."""
+    folder = tmp_path / "wall"
+    for i, image in enumerate(photographs[:20]):
+        write(folder / "train" / "good" / f"{i:02}.png", image)
+    for i, image in enumerate(photographs[30:40]):
+        write(folder / "test" / "good" / f"{i}.png", image)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        cv2.circle(mask, (40 + 6 * i, 90 - 5 * i), 14, 255, -1)
+        write(folder / "test" / "hole" / f"{i}.png", np.where(mask[..., None] > 0, np.uint8(5), image))
+        write(folder / "ground_truth" / "hole" / f"{i}_mask.png", mask)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_with_labels_becomes_a_bundle_in_one_json_document(mvtec: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "wall.bundle"
+    wishes = ["--size", "128", "--fit-steps", "24", "--target-false-reject", "0.1", "--group-by", r"(\d+)"]
+    assert main(["compile", str(mvtec), "-o", str(output), "--json", *wishes]) == OK
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert captured.err == ""
+    assert told["id"] == read_bundle(output).id
+    assert told["good_parts"] == 20
+    rows = {row["graph"]: row for row in told["parity"]["test"]}
+    assert list(rows) == ["torch", "float", "int8", "trt"]
+    assert rows["torch"]["image_auroc"]["value"] == pytest.approx(rows["float"]["image_auroc"]["value"], abs=1e-9)
+    assert rows["float"]["image_auroc"]["value"] > 0.9
+    assert rows["float"]["pixel_auroc"]["value"] > 0.9
+    assert rows["float"]["aupro"]["interval"][0] <= rows["float"]["aupro"]["value"]
+    assert told["parity"]["engine"] == "not run"
+    assert told["parity"]["float"]["score_error_relative"] <= 1e-4
+    assert told["thresholds"]["float"]["approximate"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_the_bundle_of_a_flat_folder_runs_on_the_box(compiled: Compiled, photographs) -> None:
+    bundle = compiled.bundle
+    for name in ("float", "int8"):
+        if name in bundle.manifest.graphs:
+            scorer = Scorer(bundle, name)
+            good, torn = scorer.score(photographs[24]), photographs[24].copy()
+            torn[40:90, 40:90] = 0
+            assert scorer.score(torn).value > good.value
+            assert good.map.shape == (bundle.manifest.map_height, bundle.manifest.map_width)
+
+
+@pytest.mark.slow
+def test_graphs_for_tensorrt_are_allowed_and_build(compiled: Compiled) -> None:
+    for name in ("model.onnx", "model.trt.onnx"):
+        if name in compiled.bundle.manifest.files:
+            model = onnx.load_from_string(compiled.bundle.read(name))
+            assert check_allowed(model) == []
+            assert build(model).size_bytes > 100_000
+
+
+@pytest.mark.slow
+def test_a_golden_set_tells_another_channel_order(compiled: Compiled) -> None:
+    golden = compiled.bundle.golden.samples[0]
+    raw = np.frombuffer(compiled.bundle.read(golden.image), np.uint8)
+    swapped = cv2.imdecode(raw, cv2.IMREAD_COLOR)  # BGR where RGB is right
+    found = Scorer(compiled.bundle, "float").score_tensor(swapped)
+    assert abs(found.value - golden.scores["float"]) > golden.score_tolerance["float"]
+
+
+@pytest.mark.slow
+def test_reduced_graphs_are_in_the_bundle_exactly_when_they_are_proven(compiled: Compiled) -> None:
+    reduced = json.loads(compiled.bundle.read("parity.json"))["reduced"]
+    assert set(reduced) == {"int8", "trt"}
+    for name, found in reduced.items():
+        assert found["kept"] == (name in compiled.bundle.manifest.graphs)
+        inside = found["image_auroc_loss"] <= 0.005 and found["spearman"] >= 0.99
+        assert found["kept"] == inside, found
+        assert found["kept"] or any(found["reason"] in warning for warning in compiled.evidence.warnings)
+
+
+def run(capsys, *arguments: object) -> tuple[int, str]:
+    code = main(["compile", *map(str, arguments)])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return code, " ".join(said.split())
+
+
+def test_three_images_are_one_clear_line(tmp_path: Path, photographs, write, capsys) -> None:
+    for i in range(3):
+        write(tmp_path / "few" / f"{i}.png", photographs[i])
+    code, said = run(capsys, tmp_path / "few", "-o", tmp_path / "x.bundle", "--json")
+    assert code == FAILED
+    assert said == (
+        f"beltline compile: {tmp_path}/few: 3 usable good image(s) among 3 file(s), at least 20 are needed. "
+        "Add images of good parts."
+    )
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def test_a_missing_folder_and_a_bad_place_are_said(tmp_path: Path, capsys) -> None:
+    code, said = run(capsys, tmp_path / "nowhere", "-o", tmp_path / "x.bundle", "--json")
+    assert (code, "no such folder" in said) == (FAILED, True)
+    code, said = run(capsys, tmp_path, "-o", tmp_path / "no" / "x.bundle", "--json")
+    assert (code, "does not exist" in said) == (FAILED, True)
+
+
+def test_pictures_of_too_few_parts_are_said(tmp_path: Path, photographs, write, capsys) -> None:
+    for i in range(24):
+        write(tmp_path / "one" / f"a{i % 4}-{i}.png", photographs[i])
+    code, said = run(capsys, tmp_path / "one", "-o", tmp_path / "x.bundle", "--group-by", r"(a\d)", "--json")
+    assert code == FAILED
+    assert "24 usable images show only 4 different parts, at least 20 are needed" in said
+
+
+@pytest.mark.parametrize(
+    ("wish", "code", "words"),
+    [
+        (["--size", "100"], FAILED, "--size 100: give a multiple of 32"),
+        (["--smallest-defect", "-3"], FAILED, "--smallest-defect -3.0: must be above zero"),
+        (["--target-false-reject", "1.5"], USAGE, "must lie between 0 and 1"),
+        (["--fit-steps", "0"], USAGE, "--fit-steps"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_said(tmp_path: Path, photographs, write, capsys, *, wish, code, words) -> None:
+    for i in range(20):
+        write(tmp_path / "good" / f"{i}.png", photographs[i])
+    found, said = run(capsys, tmp_path / "good", "-o", tmp_path / "x.bundle", *wish, "--json")
+    assert (found, words in said.replace("│ ", "")) == (code, True), said
