@@ -37,6 +37,8 @@ DIRECTIONS = 4  # rows forward, rows backward, columns forward, columns backward
 TAPS = 4  # of the causal convolution
 LOG_SCALE = 2.5  # predicted log scales stay within +-LOG_SCALE
 CONTEXT_NOISE = 0.2  # on whitened context tokens while fitting: regularises, and covers quantisation noise
+PASSES = 8  # over the images: more would learn them by heart
+LEAST_STEPS = 150  # however few the images
 WHITEN_FLOOR = 1e-2  # of the mean eigenvalue: below it lies noise, quantisation noise included
 SMOOTHING = 1.0  # standard deviation of the Gaussian over the discrepancy, in tokens
 BASE = 5.0  # the map's value where a part is as good parts are on average; each unit more is one standard deviation
@@ -60,7 +62,7 @@ class Size:
     state: int
 
 
-SIZES = (Size(fold=2, width=96, heads=4, state=16), Size(fold=1, width=96, heads=4, state=16))
+SIZES = (Size(fold=2, width=64, heads=4, state=16), Size(fold=1, width=64, heads=4, state=16))
 
 
 def scan_orders(height: int, width: int) -> Tensor:
@@ -126,9 +128,7 @@ class Stream(nn.Module):
         self.conv = nn.Parameter(torch.zeros(TAPS, width))
         self.log_rate = nn.Parameter(torch.zeros(size.heads))
         self.skip = nn.Parameter(torch.ones(width))
-        self.norm_gate = nn.Parameter(torch.ones(width))
         self.out_proj = nn.Linear(width, width)
-        self.norm_out = nn.Parameter(torch.ones(width))
         self.readout = nn.Linear(width, 2 * self.channels)
 
     def adapt(self, feature: Tensor) -> Tensor:
@@ -166,8 +166,8 @@ class Stream(nn.Module):
         a = -(dt.reshape(-1, size.heads, length, 1) * rate).reshape(-1, length)
         y: Tensor = self.scan(heads[0] * dt, a, heads[1], heads[2])
         y = y.reshape(-1, size.heads, length, width // size.heads).transpose(1, 2).reshape(-1, length, width)
-        y = _rms((y + x * self.skip) * functional.silu(gate)) * self.norm_gate
-        hidden = _rms(residual + self.out_proj(y)) * self.norm_out
+        y = _rms((y + x * self.skip) * functional.silu(gate))
+        hidden = _rms(residual + self.out_proj(y))
         mean, raw = self.readout(hidden).reshape(-1, DIRECTIONS * length, 2 * self.channels).chunk(2, 2)
         return mean, LOG_SCALE * torch.tanh(raw / LOG_SCALE)
 
@@ -223,7 +223,7 @@ def fit_varad(
     seed: int,
     progress: Progress | None = None,
     steps: int = 400,
-    batch: int = 8,
+    batch: int = 4,
     rate: float = 3e-3,
     sizes: Sequence[Size] = SIZES,
 ) -> VarAD:
@@ -234,13 +234,13 @@ def fit_varad(
             (float and quantised trunk) may stand in it as further rows: the head then learns to ignore their noise.
         seed: fixes the result, on one thread to the bit.
         progress: called with (what, done, of).
-        steps: optimiser steps; the time is proportional to it.
+        steps: at most so many optimiser steps, to which the time is proportional; few images get fewer (`PASSES`).
         batch: images per step.
         rate: peak learning rate.
         sizes: of the blocks.
 
     Raises:
-        FitError: the fit diverged or the adapter collapsed.
+        FitError: maps are not finite, the fit diverged, or an adapter collapsed.
 
     """
     count = features[0].shape[0]
@@ -252,6 +252,7 @@ def fit_varad(
         for stream, feature in zip(model.hierarchies(), features, strict=True):
             _start(stream, feature)
         model.train()
+        steps = min(steps, max(LEAST_STEPS, PASSES * count // batch))
         _optimise(model, features, seed, steps=steps, batch=batch, rate=rate, progress=progress)
     model.eval().requires_grad_(requires_grad=False)
     check_adapters(model)
@@ -274,6 +275,8 @@ def _start(stream: Stream, feature: NDArray[Any]) -> None:
     """Symmetric whitening from the data; the rest as Mamba starts."""
     chosen = np.linspace(0, feature.shape[0] - 1, min(feature.shape[0], 256)).astype(int)
     maps = torch.from_numpy(np.asarray(feature[chosen], np.float32))
+    if not torch.isfinite(maps).all():
+        raise FitError("the trunk's maps are not finite. Look at the pictures and at the trunk's INT8 rendering.")
     centre = maps.mean((0, 2, 3))
     tokens = functional.pixel_unshuffle(maps - centre[:, None, None], stream.size.fold)
     rows = tokens.transpose(0, 1).flatten(1).double()
@@ -364,4 +367,5 @@ def _gaussian(size: int, sigma: float) -> Tensor:
 
 
 def _rms(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
+    """Root-mean-square normalisation; its gain lies in the linear map that follows."""
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5)
