@@ -168,9 +168,16 @@ class Rehearsal:
             return {"state": "Preoperational", "path": {"ready": False, "permit": False, "fault": None}, "counters": {}}
         return status
 
-    def ack(self) -> None:
-        """Give the belt its permit, as the operator does."""
-        ask(self.sockets / "control", "ack")
+    def ack(self, timeout_s: float = 15.0) -> None:
+        """Give the belt its permit as the operator does: again, until it is granted."""
+        self.wait_for(self._acked, timeout_s, "the belt got no permit", "station", every_s=0.1)
+
+    def _acked(self) -> bool:
+        try:
+            ask(self.sockets / "control", "ack")
+        except ControlError:
+            return False
+        return True
 
     def wait_for_belt(self, timeout_s: float) -> dict[str, Any]:
         """Wait until the belt has carried and judged every part. Returns its summary."""

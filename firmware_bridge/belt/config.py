@@ -38,6 +38,7 @@ class TruePart(BaseModel):
     picture: str
     defective: bool
     id: str
+    gap_mm: float = Field(0.0, title="Empty belt ahead of it, beyond the pitch", ge=0)
 
 
 class BeltConfig(BaseModel):

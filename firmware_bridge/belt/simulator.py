@@ -30,7 +30,7 @@ class Simulator:
         self._parts = config.read_parts()
         config.output.mkdir(parents=True, exist_ok=True)
         self._start_us = monotonic_us()
-        self._track = Track(config, len(self._parts))
+        self._track = Track(config, self._parts)
         self._motion = Motion(self._start_us, config.speed_mm_s, config.deceleration_mm_s2)
         self._gate = Gate(config.actuator_delay_ms * 1000)
         self._outputs = Outputs(self._motion, self._track, self._gate, config.permit_timeout_ms * 1000)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 
-from firmware_bridge.belt.config import BeltConfig, EncoderDropout, EyeBounce
+from firmware_bridge.belt.config import BeltConfig, EncoderDropout, EyeBounce, TruePart
 
 
 class Track:
     """Pure geometry: belt travel (mm) to encoder counts and back, and the eye's edges in order of travel."""
 
-    def __init__(self, config: BeltConfig, n_parts: int) -> None:
+    def __init__(self, config: BeltConfig, parts: Sequence[TruePart]) -> None:
         self._config = config
-        self._n_parts = n_parts
+        gaps = accumulate(part.gap_mm for part in parts)
+        self._leads_mm = [config.first_part_mm + i * config.pitch_mm + gap for i, gap in enumerate(gaps)]
         self._dropouts = sorted(
             (fault.at_mm, fault.length_mm) for fault in config.faults if isinstance(fault, EncoderDropout)
         )
@@ -20,7 +24,7 @@ class Track:
 
     def lead_mm(self, part: int) -> float:
         """Travel at which the leading edge of a part reaches the eye."""
-        return self._config.first_part_mm + part * self._config.pitch_mm
+        return self._leads_mm[part]
 
     def count(self, travel_mm: float) -> int:
         """What the encoder has counted at this travel."""
@@ -38,15 +42,12 @@ class Track:
     def under_camera(self, travel_mm: float) -> int | None:
         """The part whose body covers the camera, half a part length ahead of the eye."""
         half = self._config.part_length_mm / 2
-        part = math.floor((travel_mm + half - self._config.first_part_mm) / self._config.pitch_mm)
-        if 0 <= part < self._n_parts and abs(travel_mm - self.lead_mm(part)) <= half:
-            return part
-        return None
+        part = bisect_right(self._leads_mm, travel_mm + half) - 1
+        return part if part >= 0 and abs(travel_mm - self._leads_mm[part]) <= half else None
 
     def _eye_edges(self) -> list[tuple[float, bool]]:
         edges = []
-        for part in range(self._n_parts):
-            lead = self.lead_mm(part)
+        for lead in self._leads_mm:
             edges += [(lead, True), (lead + self._config.part_length_mm, False)]
         for fault in self._config.faults:
             if isinstance(fault, EyeBounce):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge.belt.config import BeltConfig
+from firmware_bridge.belt.config import BeltConfig, TruePart
 from firmware_bridge.belt.gate import Gate
 from firmware_bridge.belt.judge import Judge
 from firmware_bridge.belt.motion import Motion
@@ -20,6 +20,10 @@ from firmware_bridge.belt.track import Track
 def config(folder: Path, **changes: object) -> BeltConfig:
     paths = {name: folder / name for name in ("parts", "output", "pins_socket", "camera_socket")}
     return BeltConfig.model_validate({**paths, **changes})
+
+
+def parts(*gaps_mm: float) -> list[TruePart]:
+    return [TruePart(picture="a", defective=False, id="x", gap_mm=gap) for gap in gaps_mm]
 
 
 @given(
@@ -49,16 +53,22 @@ def test_motion_brakes_at_the_stated_rate() -> None:
 @given(count=st.integers(0, 20_000), at_mm=st.floats(0, 2000), length_mm=st.floats(0.1, 500))
 def test_track_finds_the_place_of_each_count_across_a_dropout(count: int, at_mm: float, length_mm: float) -> None:
     dropout = {"kind": "encoder_dropout", "at_mm": at_mm, "length_mm": length_mm}
-    track = Track(config(Path(), faults=[dropout]), 3)
+    track = Track(config(Path(), faults=[dropout]), parts(0, 0, 0))
     place = track.travel_mm(count)
     assert track.count(place + 1e-6) == count
     assert place == 0 or track.count(place - 1e-3) < count
 
 
 def test_camera_sees_only_a_part_that_covers_it(tmp_path: Path) -> None:
-    track = Track(config(tmp_path, part_length_mm=50, pitch_mm=100, first_part_mm=100), 2)
+    track = Track(config(tmp_path, part_length_mm=50, pitch_mm=100, first_part_mm=100), parts(0, 0))
     seen = [track.under_camera(travel) for travel in (74, 76, 124, 126, 176, 276)]
     assert seen == [None, 0, 0, None, 1, None]
+
+
+def test_gap_moves_its_part_and_all_behind_it(tmp_path: Path) -> None:
+    track = Track(config(tmp_path, part_length_mm=50, pitch_mm=100, first_part_mm=100), parts(0, 1000, 0))
+    assert [track.lead_mm(part) for part in range(3)] == [100, 1200, 1300]
+    assert [track.under_camera(travel) for travel in (100, 200, 1200, 1250, 1300)] == [0, None, 1, None, 2]
 
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.booleans()), max_size=30), st.integers(0, 10_000))
@@ -76,7 +86,7 @@ def judged(tmp_path: Path, open_mm: float, close_mm: float, polarity: str = "ene
     (tmp_path / "parts").write_text(json.dumps({"picture": "a", "defective": True, "id": "x"}))
     belt = config(tmp_path, actuator_delay_ms=0, polarity=polarity)
     belt.output.mkdir()
-    track, motion, gate = Track(belt, 1), Motion(0, 1000.0, None), Gate(0)
+    track, motion, gate = Track(belt, parts(0)), Motion(0, 1000.0, None), Gate(0)
     judge = Judge(belt, belt.read_parts(), track, motion, gate)
     for now_us in range(2000, 800_001, 2000):
         motion.advance(now_us, run=True)

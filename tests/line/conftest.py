@@ -11,7 +11,6 @@ import cv2
 import pytest
 
 from edge.bundle import read_bundle
-from edge.control import ControlError
 from edge.listener import Listener
 from edge.rehearsal import Belt, Rehearsal
 from edge.tally import Row, Tally, journal_rows, judgements, open_triggers, tally
@@ -25,17 +24,6 @@ class Line:
 
     def __init__(self, rehearsal: Rehearsal, listener: Listener) -> None:
         self.rehearsal, self.listener = rehearsal, listener
-
-    def ack(self, timeout_s: float = 15) -> None:
-        """Acknowledge, as an operator does: again until the belt may run."""
-        self.rehearsal.wait_for(self._acked, timeout_s, "the belt got no permit", "station", every_s=0.1)
-
-    def _acked(self) -> bool:
-        try:
-            self.rehearsal.ack()
-        except ControlError:
-            return False
-        return True
 
     def rows(self) -> list[Row]:
         return journal_rows(self.rehearsal.journal)

@@ -29,7 +29,7 @@ def events(line: Any, name: str) -> list[int]:
 
 def test_undisturbed_line_accepts_every_good_part(make_line: Callable[..., Any]) -> None:
     line = make_line(60)
-    line.ack()
+    line.rehearsal.ack()
     counts, summary = line.finish()
     check_promises(counts, summary)
     assert counts.outcomes == {"ACCEPT score_below_threshold": 45, "REJECT score_above_threshold": 15}
@@ -40,7 +40,7 @@ def test_undisturbed_line_accepts_every_good_part(make_line: Callable[..., Any])
 def test_killed_station(make_line: Callable[..., Any]) -> None:
     """Its heart stops: the belt stops. The next station fetches what the first did not hear."""
     line = make_line(60)
-    line.ack()
+    line.rehearsal.ack()
     line.wait_for_outcomes(15)
     line.rehearsal.kill("station")
     line.rehearsal.wait_for(lambda: bool(events(line, "stopped")), 2, "the belt did not stop", "belt")
@@ -49,7 +49,7 @@ def test_killed_station(make_line: Callable[..., Any]) -> None:
     started = len(events(line, "started"))
     time.sleep(0.5)
     assert len(events(line, "started")) == started, "it may not start before the acknowledgement"
-    line.ack()
+    line.rehearsal.ack()
     counts, summary = line.finish()
     check_promises(counts, summary)
     assert counts.parts == 60
@@ -59,7 +59,7 @@ def test_killed_station(make_line: Callable[..., Any]) -> None:
 def test_killed_controller(make_line: Callable[..., Any]) -> None:
     """The belt stops within 100 ms, and starts only after the acknowledgement; its lost outcomes are named so."""
     line = make_line(60)
-    line.ack()
+    line.rehearsal.ack()
     line.wait_for_outcomes(15)
     killed_ns = time.monotonic_ns()
     line.rehearsal.kill("controller")
@@ -68,7 +68,7 @@ def test_killed_controller(make_line: Callable[..., Any]) -> None:
     line.rehearsal.start("controller")
     line.wait_ready()
     assert len(events(line, "started")) == 1
-    line.ack()
+    line.rehearsal.ack()
     counts, summary = line.finish()
     check_promises(counts, summary)
     assert len({row["epoch"] for row in line.rows()}) == 2
@@ -79,14 +79,14 @@ def test_killed_controller(make_line: Callable[..., Any]) -> None:
 def test_stopped_controller(make_line: Callable[..., Any]) -> None:
     """Hung, not dead: its outputs freeze, its pulses stop, the belt stops."""
     line = make_line(60)
-    line.ack()
+    line.rehearsal.ack()
     line.wait_for_outcomes(15)
     line.rehearsal.signal("controller", signal.SIGSTOP)
     line.rehearsal.wait_for(lambda: bool(events(line, "stopped")), 2, "the belt did not stop", "belt")
     time.sleep(0.5)
     line.rehearsal.signal("controller", signal.SIGCONT)
     line.wait_ready()
-    line.ack()
+    line.rehearsal.ack()
     counts, summary = line.finish()
     check_promises(counts, summary)
     assert counts.parts == 60
@@ -95,7 +95,7 @@ def test_stopped_controller(make_line: Callable[..., Any]) -> None:
 def test_killed_broker(make_line: Callable[..., Any]) -> None:
     """The belt does not notice; what was journalled meanwhile arrives when the broker is back."""
     line = make_line(80)
-    line.ack()
+    line.rehearsal.ack()
     line.wait_for_outcomes(15)
     line.rehearsal.kill("broker")
     line.wait_for_outcomes(40)
@@ -108,7 +108,7 @@ def test_killed_broker(make_line: Callable[..., Any]) -> None:
 
 def test_killed_publisher(make_line: Callable[..., Any]) -> None:
     line = make_line(80)
-    line.ack()
+    line.rehearsal.ack()
     for outcomes in (15, 30, 45):
         line.wait_for_outcomes(outcomes)
         line.rehearsal.kill("publisher")
@@ -121,7 +121,7 @@ def test_killed_publisher(make_line: Callable[..., Any]) -> None:
 def test_box_stalled_150_ms(make_line: Callable[..., Any]) -> None:
     """At 600 parts a minute two parts wait; the decision point is 250 ms behind the eye, so that none is lost."""
     line = make_line(60)
-    line.ack()
+    line.rehearsal.ack()
     for outcomes in (15, 30):
         line.wait_for_outcomes(outcomes)
         line.rehearsal.signal("station", signal.SIGSTOP)
@@ -135,7 +135,7 @@ def test_box_stalled_150_ms(make_line: Callable[..., Any]) -> None:
 def test_box_stalled_beyond_the_decision_point(make_line: Callable[..., Any]) -> None:
     """With a decision point 50 ms behind the eye, the same stall makes parts late: thrown, and no other part's."""
     line = make_line(60, belt=Belt(decision_mm=50))
-    line.ack()
+    line.rehearsal.ack()
     for outcomes in (15, 30):
         line.wait_for_outcomes(outcomes)
         line.rehearsal.signal("station", signal.SIGSTOP)
