@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from calibration.threshold import CalibrationError
-from compile.job import Progress as Tick
 from compile.job import FIT_STEPS, Settings
+from compile.job import Progress as Tick
 from compile.methods.varad import FitError
 from compile.pipeline import Compiled, compile_data
 from edge.bundle import BundleError
@@ -44,7 +44,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
     fit_steps: Annotated[
         int, typer.Option(help="Optimiser steps of each fit; the time is proportional.", min=20)
-    ] = 400,
+    ] = FIT_STEPS,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""

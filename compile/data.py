@@ -145,7 +145,7 @@ def read_data(
             f"{folder}: {len(kept)} usable good image(s) among {total} file(s), at least {FEWEST_PARTS} are needed"
             f"{because}. Add images of good parts."
         )
-    groups = _groups(kept, group_by)
+    groups = _groups(kept, group_by, remarks)
     return DataSet(
         folder,
         layout,
@@ -233,13 +233,19 @@ def _source(kept: Sequence[_Seen], remarks: list[str]) -> Source:
     )
 
 
-def _groups(kept: Sequence[_Seen], group_by: str) -> NDArray[np.int64]:
+def _groups(kept: Sequence[_Seen], group_by: str, remarks: list[str]) -> NDArray[np.int64]:
+    """Number the physical parts; what looks like one part but is said to be two is reported."""
+    alike = near_duplicates(np.stack([item.thumbnail for item in kept]))
     if group_by == "near-duplicates":
-        return near_duplicates(np.stack([item.thumbnail for item in kept])).groups
-    if group_by == "folder":
-        keys = [str(item.path.parent) for item in kept]
-    else:
-        keys = [_key(item.path, group_by) for item in kept]
+        return alike.groups
+    keys = [str(item.path.parent) if group_by == "folder" else _key(item.path, group_by) for item in kept]
+    apart = [(i, j) for i, j, _ in alike.pairs if keys[i] != keys[j]]
+    if apart:
+        first, second = (kept[i].path.name for i in apart[0])
+        remarks.append(
+            f"{len(apart)} pair(s) of images look like the same part but belong to two by --group-by, for example "
+            f"{first} and {second}: if they are one, the threshold promises too much."
+        )
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 

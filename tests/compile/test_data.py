@@ -147,6 +147,9 @@ def test_pictures_of_one_part_form_one_group(tmp_path: Path, write) -> None:
     names = [path.name for path in found.good]
     same = found.groups == found.groups[names.index("part-00.png")]
     assert [name for name, one in zip(names, same, strict=True) if one] == ["part-00-again.png", "part-00.png"]
+    told = read_data(tmp_path, r"(.*)\.png")
+    assert told.parts == 25
+    assert any("part-00-again.png and part-00.png" in remark for remark in told.remarks)
 
 
 def test_parts_by_expression_and_by_folder(flat: Path, tmp_path: Path) -> None:
