@@ -235,7 +235,7 @@ def fit_varad(
         seed: fixes the result, on one thread to the bit.
         progress: called with (what, done, of).
         steps: at most so many optimiser steps, to which the time is proportional; few images get fewer (`PASSES`).
-        batch: images per step.
+        batch: images per step at 256 pixels; larger ones get fewer, at least one, so that a step costs the same.
         rate: peak learning rate.
         sizes: of the blocks.
 
@@ -252,6 +252,7 @@ def fit_varad(
         for stream, feature in zip(model.hierarchies(), features, strict=True):
             _start(stream, feature)
         model.train()
+        batch = max(1, min(batch, batch * 256 // math.prod(model.hierarchies()[-1].grid)))
         steps = min(steps, max(LEAST_STEPS, PASSES * count // batch))
         _optimise(model, features, seed, steps=steps, batch=batch, rate=rate, progress=progress)
     model.eval().requires_grad_(requires_grad=False)
