@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,6 +87,22 @@ class Rows:
         return np.asarray(self._source[self._rows[index]])
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureFiles:
+    """Where the maps lie: per hierarchy a file of float32 [renderings * pictures, C, h, w]."""
+
+    paths: list[Path]
+    shapes: list[tuple[int, ...]]
+
+
+def open_rows(files: FeatureFiles, rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+    """Chosen rows of each hierarchy, read when they are asked for."""
+    return [
+        cast("NDArray[np.float32]", Rows(np.memmap(path, np.float32, "r", shape=shape), rows))
+        for path, shape in zip(files.paths, files.shapes, strict=True)
+    ]
+
+
 class Features:
     """Trunk maps of n pictures under each rendering: per hierarchy float32 [renderings * n, C, h, w] on disk."""
 
@@ -118,12 +135,18 @@ class Features:
                 tick(position + 1, len(pictures))
 
     def _file(self, number: int, rows: int, like: NDArray[np.float32]) -> NDArray[np.float32]:
-        return on_disk(self._folder / f"maps_{number}.bin", np.dtype(np.float32), (rows, *like.shape[1:]))
+        return on_disk(self._path(number), np.dtype(np.float32), (rows, *like.shape[1:]))
 
-    def to_fit(self, rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-        """All renderings of the chosen pictures."""
-        every = np.concatenate([rows + turn * self.pictures for turn in range(len(self.renderings))])
-        return [cast("NDArray[np.float32]", Rows(array, every)) for array in self.maps]
+    def _path(self, number: int) -> Path:
+        return self._folder / f"maps_{number}.bin"
+
+    @property
+    def files(self) -> FeatureFiles:
+        return FeatureFiles([self._path(i) for i in range(len(self.maps))], [array.shape for array in self.maps])
+
+    def rows_of(self, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of all renderings of the chosen pictures."""
+        return np.concatenate([pictures + turn * self.pictures for turn in range(len(self.renderings))])
 
     @torch.no_grad()
     def score(self, head: nn.Module, name: str, rows: NDArray[np.int64], map_side: int) -> NDArray[np.float64]:

@@ -12,8 +12,8 @@ from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
 from compile.features import Features
+from compile.fitting import Fit, fit_all
 from compile.job import FILES, Graphs, Job
-from compile.methods.varad import fit_varad
 from compile.precision import CalibrationRecord, calibrate, render_accurately
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan
@@ -62,24 +62,19 @@ def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) ->
 
 def fit_heads(job: Job, features: Features, plan: SplitPlan) -> Heads:
     """Fit a head per fold; where parts were simply held out, that one is shipped."""
-    folds = [
-        _fit(job, features, train, f"fit {number} of {len(plan.folds)}")
-        for number, (train, _) in enumerate(plan.folds, start=1)
+    wanted = [(f"fit {number} of {len(plan.folds)}", train) for number, (train, _) in enumerate(plan.folds, start=1)]
+    if plan.cross_fitted:
+        wanted.append(("fit all", np.arange(features.pictures)))
+    fits = [
+        Fit(step, features.files, features.rows_of(pictures), job.settings.seed, job.settings.fit_steps)
+        for step, pictures in wanted
     ]
-    shipped = _fit(job, features, np.arange(features.pictures), "fit all") if plan.cross_fitted else folds[0]
-    return Heads(folds, shipped)
-
-
-def _fit(job: Job, features: Features, rows: NDArray[np.int64], step: str) -> AnomalyHead:
-    chosen = features.to_fit(rows)
-    model = fit_varad(
-        chosen,
-        seed=job.settings.seed,
-        steps=job.settings.fit_steps,
-        progress=lambda _, done, of: job.clock.progress(step, done, of),
-    )
-    grids = [(array.shape[2], array.shape[3]) for array in chosen]
-    return AnomalyHead(model, grids, (job.map_side, job.map_side)).eval()
+    grids = [(shape[2], shape[3]) for shape in features.files.shapes]
+    heads = [
+        AnomalyHead(model, grids, (job.map_side, job.map_side)).eval()
+        for model in fit_all(fits, job.threads, job.clock.progress)
+    ]
+    return Heads(heads[: len(plan.folds)], heads[-1])
 
 
 def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead) -> Graphs:

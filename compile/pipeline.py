@@ -21,6 +21,7 @@ from compile.bundle_writer import check_writable, to_json, write_bundle
 from compile.data import FEWEST_PARTS, DataError, DataSet, Skipped, read_data
 from compile.evidence import Evidence
 from compile.features import load_pictures
+from compile.fitting import one_thread
 from compile.golden import golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
@@ -69,7 +70,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
     """
     check_writable(settings.output)
     clock = Clock(progress)
-    with tempfile.TemporaryDirectory(prefix="beltline-") as folder:
+    with one_thread(), tempfile.TemporaryDirectory(prefix="beltline-") as folder:
         with clock.step("read"):
             data = read_data(settings.data, settings.group_by, clock.ticks("read files"))
         with clock.step("size"):
