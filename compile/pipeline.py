@@ -38,6 +38,7 @@ from compile.proof import (
     set_thresholds,
     show_examples,
     time_graphs,
+    warn_of_outliers,
 )
 from compile.report import render_report
 from compile.split_plan import plan_split
@@ -86,7 +87,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
 def _compile(job: Job) -> Compiled:
     step = job.clock.step
     with step("load"):
-        pictures, groups = _load_good(job)
+        pictures, groups, names = _load_good(job)
         test = _load_test(job)
     plan = plan_split(groups, job.settings.target_false_reject, job.settings.seed)
     job.evidence.split = plan.words
@@ -101,6 +102,8 @@ def _compile(job: Job) -> Compiled:
         graphs = export_graphs(job, trunks, heads.shipped)
     with step("threshold"):
         held = set_thresholds(job, features, plan, heads, groups)
+        job.evidence.good_names = [names[i] for i in held]
+        warn_of_outliers(job.evidence)
     with step("prove"):
         trained = AnomalyGraph(trunk, heads.shipped)
         painted = paint(job, pictures, held)
@@ -133,7 +136,7 @@ def _size(settings: Settings, data: DataSet) -> SizeChoice:
     )
 
 
-def _load_good(job: Job) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _load_good(job: Job) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
     data = job.evidence.data
     pictures, kept, skipped = load_pictures(data.good, job.spec, job.work / "good.bin", job.clock.ticks("load good"))
     data.skipped.extend(skipped)
@@ -143,7 +146,7 @@ def _load_good(job: Job) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             f"{data.folder}: {len(kept)} usable images show only {parts} different parts, at least {FEWEST_PARTS} are "
             "needed. Add good parts, or say with --group-by which images show the same one."
         )
-    return pictures, groups
+    return pictures, groups, [data.good[i].name for i in kept]
 
 
 def _load_test(job: Job) -> Test | None:

@@ -15,7 +15,7 @@ from calibration.threshold import set_threshold
 from compile.anomaly_graph import AnomalyGraph
 from compile.data import LabelledImage
 from compile.evaluate import load_masks, test_row
-from compile.evidence import Example
+from compile.evidence import Evidence, Example
 from compile.features import Features
 from compile.job import FILES, Graphs, Job
 from compile.model import Heads, extract
@@ -28,6 +28,7 @@ from edge.bundle import GraphName
 PARITY_PICTURES = 32
 PAINTED = 96
 SHOWN_DEFECTS = 5
+NAMED_OUTLIERS = 3
 TIMED_RUNS, WARM_UP_RUNS = 15, 3
 
 
@@ -55,9 +56,15 @@ def set_thresholds(
         job.evidence.thresholds[name] = set_threshold(
             scores, job.settings.target_false_reject, cross_fitted=plan.cross_fitted, groups=groups[held].tolist()
         )
-    if flag := job.evidence.thresholds["float"].flagged:
-        job.evidence.warnings.append(f"Threshold: {flag}.")
     return held
+
+
+def warn_of_outliers(found: Evidence) -> None:
+    """Pass on what is flagged about the threshold, with the names of the good pictures that it hangs on."""
+    if flag := found.thresholds["float"].flagged:
+        highest = np.argsort(found.good_scores["float"])[::-1][:NAMED_OUTLIERS]
+        names = ", ".join(f"{found.good_names[i]} ({found.good_scores['float'][i]:.4g})" for i in highest)
+        found.warnings.append(f"Threshold: {flag}. The highest good scores: {names}.")
 
 
 def open_graph(name: GraphName, model: bytes) -> ort.InferenceSession:
@@ -149,8 +156,15 @@ def show_examples(
     """Keep a few pictures with their maps for the report; returns the golden ones of them."""
     order = np.argsort(job.evidence.good_scores["float"])
     chosen = np.linspace(0, len(defects) - 1, min(SHOWN_DEFECTS, len(defects))).astype(int)
-    shown = [("good, lowest score", good[order[0]]), ("good, median score", good[order[len(order) // 2]])]
-    shown += [("good, highest score", good[order[-1]]), *(defects[i] for i in chosen)]
+    places = {"lowest": order[0], "median": order[len(order) // 2], "highest": order[-1]}
+    shown = [
+        (
+            f"{job.evidence.good_names[i]}, good, {word} score ({job.evidence.good_scores['float'][i]:.4g}) untrained",
+            good[i],
+        )
+        for word, i in places.items()
+    ]
+    shown += [defects[i] for i in chosen]
     pictures = np.stack([picture for _, picture in shown])
     scored = score_all(open_session(graphs["float"]), pictures, job.map_side)
     job.evidence.examples = [
