@@ -29,17 +29,22 @@ check: $(VENV)/installed ## formatting, lint, types, import rules
 
 bench: bench-compile bench-station bench-bridge bench-calibration ## every benchmark; tables go to benchmarks/results/
 
-bench-compile: $(VENV)/installed ## accuracy, parity, size and speed of compiled bundles on real data
-	$(RUN)python -m benchmarks.compile
+bench-compile: out/demo/surface.bundle ## speed, growth, compile time; accuracy and parity on real data
+	$(RUN)python -m benchmarks.speed
+	$(RUN)python -m benchmarks.compile_time
+	$(RUN)python -m benchmarks.accuracy
 
-bench-station: $(VENV)/installed ## latency and overhead of the station on the simulated belt
+bench-station: out/demo/surface.bundle ## latency and overhead of the station on the simulated belt
 	$(RUN)python -m benchmarks.station
 
-bench-bridge: $(VENV)/installed ## the wires: codec and link
+bench-bridge: out/demo/surface.bundle ## the wires: codec, recovery of link and broker
 	$(RUN)python -m benchmarks.bridge
 
 bench-calibration: $(VENV)/installed ## coverage of thresholds and speed of the pure functions
 	$(RUN)python -m benchmarks.calibration
+
+out/demo/surface.bundle:
+	$(MAKE) demo
 
 system:
 	@.ci/system-packages

@@ -1,10 +1,10 @@
 """Accuracy of a bundle's graphs next to PatchCore, on labelled data sets, in one run.
 
-    python benchmarks/accuracy.py ../shared/data/cookie ../shared/data/magnetic_tile
+    python -m benchmarks.accuracy [FOLDER ...]      # by default those of the folder that BELTLINE_DATA names
 
 Each folder is compiled as `beltline compile` does it. PatchCore gets the same trunk, the same taps, the same picture
-size, the same parts to learn from and the same rule for its threshold. Labelled test pictures influence nothing. The
-run fails where the INT8 graph gives up more image AUROC than budgets.toml allows, or was left out of the bundle.
+size and the same parts to learn from; it gets no threshold. Labelled test pictures influence nothing. The run fails
+where the INT8 graph gives up more image AUROC than budgets.toml allows, or was left out of the bundle.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import platform
+import math
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +26,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from calibration.threshold import ThresholdResult, overkill_interval, rank_for, set_threshold
+from benchmarks.record import RESULTS, budgets, machine
+from calibration.threshold import ThresholdResult, overkill_interval, rank_for
 from compile.backbone import Trunk
 from compile.evaluate import load_masks, test_row
 from compile.evidence import Interval, TestRow
 from compile.features import load_pictures
+from compile.job import FIT_STEPS, Settings
 from compile.methods.patchcore import PatchCore, greedy_coreset, patch_features
 from compile.metrics import Difference, paired_difference, paired_pixel_difference
 from compile.onnx_session import open_session
 from compile.parity import Scored, score_all
-from compile.pipeline import Compiled, Settings, compile_data
+from compile.pipeline import Compiled, compile_data
 from compile.split_plan import plan_split
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-HERE = Path(__file__).parent
 BATCH = 8
 DATA_SETS = ("cookie", "magnetic_tile")
 
@@ -76,13 +72,12 @@ def main() -> int:
     console.print(
         f"accuracy, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, target {arguments.target:.1%} false rejects"
     )
-    console.print(_machine(), highlight=False)
+    console.print(machine(), highlight=False)
     results = []
     for folder in arguments.data:
         results.append(run(folder, arguments))
         _print(console, results[-1])
-    with (HERE / "budgets.toml").open("rb") as stream:
-        budget = float(tomllib.load(stream)["compile"]["auroc_given_up_int8"])
+    budget = budgets("compile")["auroc_given_up_int8"]
     verdict = [_decide(result, budget) for result in results]
     for result, (good, words) in zip(results, verdict, strict=True):
         console.print(f"{'PASS' if good else 'FAIL'}  {result.name}: {words}")
@@ -116,14 +111,11 @@ def run(folder: Path, arguments: argparse.Namespace) -> Result:
         for name, graph in bundle.manifest.graphs.items():
             session = open_session(bundle.read(graph.file), exact=name == "trt")
             scored[name] = score_all(session, test, side)
-        baseline, limit = _patchcore(compiled, good, evidence.data.groups[kept], test, settings)
-    thresholds: dict[str, ThresholdResult] = {
-        **{name: evidence.thresholds[name] for name in bundle.manifest.graphs},
-        "patchcore": limit,
-    }
-    scored["patchcore"] = baseline
+        scored["patchcore"] = _patchcore(compiled, good, evidence.data.groups[kept], test, settings)
+    thresholds: dict[str, ThresholdResult] = {name: evidence.thresholds[name] for name in bundle.manifest.graphs}
     rows = [row for row in evidence.test if row.graph == "torch"]
-    rows += [test_row(name, each, images, masks, thresholds[name].value) for name, each in scored.items()]
+    limits = {name: limit.value for name, limit in thresholds.items()}
+    rows += [test_row(name, each, images, masks, limits.get(name, math.nan)) for name, each in scored.items()]
     pairs = [(name, "float") for name in scored if name not in {"float", "patchcore"}]
     pairs += [(name, "patchcore") for name in scored if name != "patchcore"]
     comparisons = [
@@ -148,32 +140,16 @@ def run(folder: Path, arguments: argparse.Namespace) -> Result:
 
 def _patchcore(
     compiled: Compiled, good: NDArray[np.uint8], groups: NDArray[np.int64], test: NDArray[np.uint8], settings: Settings
-) -> tuple[Scored, ThresholdResult]:
-    """Fit and threshold PatchCore on the very split of the compilation, and score the test pictures."""
+) -> Scored:
+    """Fit PatchCore on the very parts that the shipped head learned from, and score the test pictures."""
     trunk = Trunk()
     side = compiled.bundle.manifest.map_height
-    features = torch.stack([patch_features(trunk, picture[None])[0] for picture in good])  # [n, cells, C]
     plan = plan_split(groups, settings.target_false_reject, settings.seed)
-
-    def fit(rows: NDArray[np.int64]) -> PatchCore:
-        chosen = features[torch.from_numpy(rows)].flatten(0, 1)
-        return PatchCore(trunk, chosen[greedy_coreset(chosen, seed=settings.seed)])
-
-    def score(model: PatchCore, pictures: NDArray[np.uint8]) -> Scored:
-        batches = (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
-        scores, maps = model.score(batches, (side, side))
-        return Scored(scores.astype(np.float64), maps)
-
-    models = [fit(train) for train, _ in plan.folds]
-    held = np.concatenate([rows for _, rows in plan.folds])
-    scores = np.concatenate(
-        [score(model, good[rows]).scores for model, (_, rows) in zip(models, plan.folds, strict=True)]
-    )
-    limit = set_threshold(
-        scores, settings.target_false_reject, cross_fitted=plan.cross_fitted, groups=groups[held].tolist()
-    )
-    shipped = fit(np.arange(len(good))) if plan.cross_fitted else models[0]
-    return score(shipped, test), limit
+    learned = good if plan.cross_fitted else good[plan.folds[0][0]]
+    features = torch.cat([patch_features(trunk, picture[None])[0].flatten(0, 1) for picture in learned])
+    model = PatchCore(trunk, features[greedy_coreset(features, seed=settings.seed)])
+    scores, maps = model.score((test[i : i + BATCH] for i in range(0, len(test), BATCH)), (side, side))
+    return Scored(scores.astype(np.float64), maps)
 
 
 def _decide(result: Result, budget: float) -> tuple[bool, str]:
@@ -188,12 +164,16 @@ def _print(console: Console, result: Result) -> None:
     for heading in ("graph", "image AUROC", "pixel AUROC", "AUPRO 0.3", "overkill", "expected", "escapes"):
         table.add_column(heading)
     for row in result.rows:
-        limit = result.thresholds["float" if row.graph == "torch" else row.graph]
+        figures = [_figure(found) for found in (row.image_auroc, row.pixel_auroc, row.aupro)]
+        limit = result.thresholds.get("float" if row.graph == "torch" else row.graph)
+        if limit is None:
+            table.add_row(row.graph, *figures, "-", "-", "-")
+            continue
         rank = limit.rank or min(rank_for(limit.parts, limit.target_false_reject), limit.parts)
         low, high = overkill_interval(limit.parts, rank, row.good)
         table.add_row(
             row.graph,
-            *(_figure(found) for found in (row.image_auroc, row.pixel_auroc, row.aupro)),
+            *figures,
             f"{row.good_rejected}/{row.good}",
             f"{low}..{high}",
             f"{row.defective_accepted}/{row.defective}",
@@ -227,7 +207,7 @@ def _csv(results: list[Result]) -> str:
     counts = ["good_rejected", "good", "defective_accepted", "defective"]
     head = ["data", "size_px", "what", *figures, *counts, "date", "machine"]
     writer.writerow(head)
-    stamp = [f"{datetime.now(timezone.utc):%Y-%m-%d}", _machine()]
+    stamp = [f"{datetime.now(timezone.utc):%Y-%m-%d}", machine()]
     for result in results:
         for row in result.rows:
             cells: list[object] = []
@@ -243,23 +223,15 @@ def _csv(results: list[Result]) -> str:
     return text.getvalue()
 
 
-def _machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("beltline", "torch", "onnx", "onnxruntime", "numpy"))
-    return f"{names[0] if names else platform.machine()} x{len(names)}; Python {platform.python_version()}, {packages}"
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared = HERE.parent.parent / "shared" / "data"
+    shared = Path(os.environ.get("BELTLINE_DATA", "."))
     parser.add_argument("data", nargs="*", type=Path, default=[shared / name for name in DATA_SETS])
     parser.add_argument("--size", type=int, default=256, help="side of the graph's input, pixels")
     parser.add_argument("--target", type=float, default=0.01, help="false-reject target")
-    parser.add_argument("--fit-steps", type=int, default=400)
+    parser.add_argument("--fit-steps", type=int, default=FIT_STEPS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _front_end(record: Record, budget: dict[str, float]) -> None:
     frames = {name: rng.integers(0, 256, (side, side, 3)).astype(np.uint8) for name, side in _SIDES.items()}
     wide = bundle_input.source.model_copy(update={"height": (1, 4096), "width": (1, 4096), "channels": 3})
     spec = bundle_input.model_copy(update={"source": wide, "height": 256, "width": 256})
-    times = interleaved_ms({name: lambda frame=frame: rgb(frame, spec) for name, frame in frames.items()}, 200)
+    times = interleaved_ms({name: partial(rgb, frame, spec) for name, frame in frames.items()}, 200)
     record.figure("front end, 1024 to 256", median(times["integer"]), "ms", budget["front_end_integer_ms"])
     record.figure("front end, 1000 to 256", median(times["other"]), "ms", budget["front_end_other_ms"])
 

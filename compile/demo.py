@@ -23,7 +23,7 @@ from rich.table import Table
 
 from calibration.threshold import overkill_interval, rank_for
 from compile.contact_sheet import write_contact_sheet
-from compile.demo_parts import SMALLEST_DEFECT, LinePart, make_demo
+from compile.demo_parts import LinePart, make_demo
 from edge.bundle import Bundle, read_bundle
 from edge.errors import BeltlineError
 from edge.listener import Listener
@@ -31,6 +31,7 @@ from edge.rehearsal import Rehearsal
 from edge.tally import Tally, journal_rows, judgements, open_triggers, tally
 from firmware_bridge.belt.config import TruePart
 
+TARGET_FALSE_REJECT = 0.03
 ESCAPE_SHARE = 0.05  # of painted defects above the stated smallest size
 OVERKILL_LEVEL = 0.99
 RUN_LIMIT_S = 180.0
@@ -91,7 +92,7 @@ def compile_good_parts(folder: Path) -> Bundle:
     """
     path = folder / "surface.bundle"
     command = [sys.executable, "-m", "edge", "compile", str(folder / "train"), "-o", str(path)]
-    command += ["--target-false-reject", "0.02", "--smallest-defect", str(SMALLEST_DEFECT)]
+    command += ["--target-false-reject", str(TARGET_FALSE_REJECT)]
     if subprocess.run(command, check=False).returncode != 0:
         raise BeltlineError("`beltline compile` failed; its message is above")
     return read_bundle(path)

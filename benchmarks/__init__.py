@@ -1,0 +1,1 @@
+"""Measured tables: each module is a make target, prints its table and keeps it under results/."""

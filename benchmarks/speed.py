@@ -1,0 +1,106 @@
+"""How long one 1024x1024 frame takes on one thread, and how that grows with the image size.
+
+    python -m benchmarks.speed [BUNDLE]      # by default what `make demo` left in out/demo
+
+The whole call (front end, graph, score, map) is held against the bundle's own INT8 trunk to stride 16 alone, cut out of
+the same file, both timed in turn. Growth needs no fitted head: time does not depend on the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.utils import Extractor
+
+from benchmarks.record import Record, budgets, interleaved_ms, median
+from compile.anomaly_graph import AnomalyHead
+from compile.backbone import Trunk
+from compile.export import export, join
+from compile.methods.varad import VarAD
+from compile.model import MAPS, export_trunk
+from compile.onnx_session import open_session
+from edge.bundle import Bundle, read_bundle
+from edge.scorer import Scorer
+
+SOURCE = 1024  # pixels a side
+SIZES = (256, 512, 1024)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("out/demo/surface.bundle"))
+    bundle = read_bundle(parser.parse_args().bundle)
+    record, budget = Record("speed"), budgets("score")
+    _whole_call(bundle, record, budget)
+    _growth(record, budget)
+    return record.finish()
+
+
+def _whole_call(bundle: Bundle, record: Record, budget: dict[str, float]) -> None:
+    wide = bundle.manifest.input.source.model_copy(update={"height": (1, 4096), "width": (1, 4096), "channels": 3})
+    bundle.manifest = bundle.manifest.model_copy(
+        update={"input": bundle.manifest.input.model_copy(update={"source": wide})}
+    )
+    side = bundle.manifest.input.height
+    frame = np.random.default_rng(0).integers(0, 256, (SOURCE, SOURCE, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
+    scorers = {name: Scorer(bundle, name) for name in ("float", "int8") if name in bundle.manifest.graphs}
+    calls: dict[str, Callable[[], Any]] = {f"whole {name}": partial(s.score, frame) for name, s in scorers.items()}
+    for name in scorers:
+        model = onnx.load_from_string(bundle.read(bundle.manifest.graphs[name].file))
+        trunk = open_session(Extractor(model).extract_model(["image"], [f"trunk/{name}" for name in MAPS]))
+        calls[f"trunk {name}"] = partial(trunk.run, None, {"image": image})
+    times = interleaved_ms(calls)
+    for name, taken in times.items():
+        record.figure(f"{name}, {side} px, median", median(taken), "ms")
+        record.figure(f"{name}, {side} px, minimum", taken[0], "ms")
+    if "int8" not in scorers:
+        record.failures.append("the bundle has no INT8 graph")
+        return
+    ratio = median([whole / trunk for whole, trunk in zip(times["whole int8"], times["trunk int8"], strict=True)])
+    record.figure("whole int8 over trunk int8", ratio, "x", budget["ratio_to_trunk"])
+    record.figure(
+        "goal: whole int8 on a CPU with VNNI", median(times["whole int8"]), f"ms (goal {budget['goal_ms']:g})"
+    )
+
+
+def _growth(record: Record, budget: dict[str, float]) -> None:
+    calls: dict[str, Callable[[], Any]] = {}
+    for side in SIZES:
+        image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
+        graphs = _float_graphs(side)
+        map_side = min(256, side // 2)
+        mask = np.ones((1, map_side, map_side), np.float32)
+        calls[f"trunk {side}"] = partial(open_session(graphs[0]).run, None, {"image": image})
+        calls[f"graph {side}"] = partial(open_session(graphs[1]).run, None, {"image": image, "mask": mask})
+    times = interleaved_ms(calls, rounds=12, warm_up=2)
+    per_pixel = {name: taken[len(taken) // 4] / int(name.split()[1]) ** 2 for name, taken in times.items()}
+    graph = per_pixel["graph 1024"] / per_pixel["graph 256"]
+    trunk = per_pixel["trunk 1024"] / per_pixel["trunk 256"]
+    for name, value in per_pixel.items():
+        record.figure(f"float {name} px", value * 1e6, "ms per megapixel")
+    record.figure("time per pixel, 1024 over 256", graph, "x", budget["pixel_growth_1024_over_256"])
+    record.figure("that growth over the trunk's own", graph / trunk, "x", budget["growth_over_trunk"])
+
+
+def _float_graphs(side: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    trunk = Trunk()
+    with torch.no_grad():
+        maps = trunk(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+    grids = [(m.shape[2], m.shape[3]) for m in maps]
+    head = AnomalyHead(VarAD(trunk.channels, grids), grids, (min(256, side // 2),) * 2)
+    exported = export_trunk(trunk, side)["float"]
+    example = (*(torch.zeros(2, *m.shape[1:]) for m in maps), torch.ones(2, *head.map_size))
+    return exported, join(exported, export(head.eval(), example, [*MAPS, "mask"], ["score", "map"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
