@@ -1,6 +1,8 @@
 """How long `beltline compile` takes on 300 real images, and how large the bundle is.
 
-    python -m benchmarks.compile_time [FOLDER]      # by default magnetic_tile of the folder that BELTLINE_DATA names
+    python -m benchmarks.compile_time [FOLDER]
+
+By default the pictures of magnetic_tile in the folder that BELTLINE_DATA names.
 """
 
 from __future__ import annotations
