@@ -5,7 +5,8 @@ product all look alike, so likeness as such proves nothing: what counts is the f
 is left when the lighting and what all pictures share are taken away. Thumbnails are reduced to local contrast of their
 logarithm (an exposure becomes an offset and vanishes), the mean of all is subtracted, and two pictures are compared by
 their largest correlation over small shifts. Different parts then give a narrow background of low correlations. A pair
-is a near-duplicate when its correlation is at least 0.5 and stands 6 sigma clear of its own data set's background.
+is a near-duplicate when its correlation is at least 0.5 and stands 6 sigma clear of its own data set's background, or
+when it is at least 0.95: periodic surfaces have a broad background.
 
 Limits: parts turned by more than a few degrees between two pictures are not recognised; name the groups instead. And
 pictures that are all of one single part look like a product without variation: nothing is left to compare.
@@ -32,6 +33,7 @@ DETAIL_SIGMA = 2.0  # pixels: coarser structure is lighting or the shape that al
 CONTRAST_FLOOR = 0.02  # contrast below 2 % is sensor noise and is not amplified
 BACKGROUND_SIGMAS = 6.0
 SMALLEST_CORRELATION = 0.5
+CERTAIN_CORRELATION = 0.95  # a near-duplicate against any background
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def near_duplicates(thumbnails: NDArray[np.float32]) -> NearDuplicates:
     threshold = SMALLEST_CORRELATION
     if n > 2:
         middle, upper = np.quantile(values, [0.5, 0.9])  # bears up to a tenth of the pairs being duplicates
-        threshold = max(threshold, float(middle + BACKGROUND_SIGMAS * (upper - middle) / 1.2816))
+        clear = float(middle + BACKGROUND_SIGMAS * (upper - middle) / 1.2816)
+        threshold = min(max(threshold, clear), CERTAIN_CORRELATION)
     near = np.flatnonzero(values >= threshold)
     near = near[np.argsort(-values[near], kind="stable")]
     edges = (np.ones(near.size, dtype=np.int8), (first[near], second[near]))

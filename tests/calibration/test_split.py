@@ -79,6 +79,15 @@ def test_parts_with_a_common_print_are_not_merged() -> None:
     assert found.groups.max() == 29
 
 
+def test_a_repeated_picture_of_a_periodic_surface_is_found() -> None:
+    surface = data.brick()
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 512 - 192, (60, 2))
+    crops = [surface[y : y + 192, x : x + 192] for y, x in corners]
+    found = near_duplicates(np.stack([thumbnail(crop) for crop in [*crops, crops[7]]]))
+    assert found.groups[60] == found.groups[7]
+
+
 def test_near_duplicates_across_a_split_are_reported() -> None:
     found = near_duplicates(np.stack([thumbnail(p) for p in parts(20, 2, np.random.default_rng(2))]))
     leaks = found.across(np.array([0, 2, 3]))
