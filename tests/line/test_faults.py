@@ -37,6 +37,18 @@ def test_undisturbed_line_accepts_every_good_part(make_line: Callable[..., Any])
     assert line.heard() == [f"{row['epoch']:08x}-{row['part']}" for row in line.rows()], "in order, each once"
 
 
+def test_line_without_mosquitto_uses_the_embedded_broker(
+    make_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.rehearsal.shutil.which", lambda *_, **__: None)
+    line = make_line(20)
+    assert line.rehearsal.broker_kind == "amqtt"
+    line.rehearsal.ack()
+    counts, summary = line.finish()
+    check_promises(counts, summary)
+    assert counts.parts == 20
+
+
 def test_killed_station(make_line: Callable[..., Any]) -> None:
     """Its heart stops: the belt stops. The next station fetches what the first did not hear."""
     line = make_line(60)
