@@ -15,9 +15,11 @@ from edge.settings import Settings
 HEAD = """\
 # station.toml
 
-Every key that `beltline run` and `beltline publish` understand. An unknown key, table or kind is an error that names the
-nearest right one; `beltline run --check station.toml` explains a file without starting anything. Relative paths count from the
-file's folder. This page is written from the settings themselves by `python -m edge.settings_page docs/station.md`.
+Every key that `beltline run` and `beltline publish` understand. An unknown key, table or kind is an error that names
+the nearest right one; `beltline run --check station.toml` explains a file without starting anything. Relative paths
+count from the file's folder.
+
+Written from the settings themselves by `python -m edge.settings_page docs/station.md`.
 """
 
 
@@ -25,8 +27,7 @@ def page() -> str:
     """The whole page, Markdown."""
     sections = [HEAD]
     for name, field in Settings.model_fields.items():
-        for model in _models(field.annotation):
-            sections.append(_section(name, model, field))
+        sections += [_section(name, model, field) for model in _models(field.annotation)]
     return "\n".join(sections)
 
 
@@ -46,11 +47,9 @@ def _section(name: str, model: type[BaseModel], field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    return (
-        "unset"
-        if field.default is None
-        else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
-    )
+    if field.default is None:
+        return "unset"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
 def _words(field: FieldInfo) -> str:
