@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compile.scan import SelectiveScan
+from compile.scan import SelectiveScan, widen
 
 DIRECTIONS = 4  # rows forward, rows backward, columns forward, columns backward
 TAPS = 4  # of the causal convolution
@@ -84,7 +84,9 @@ class Stream(nn.Module):
 
     orders: Tensor
     previous: Tensor
-    back: Tensor
+    before: Tensor
+    enter: Tensor
+    leave: Tensor
     places: Tensor
     centre: Tensor
     whitening: Tensor
@@ -105,11 +107,16 @@ class Stream(nn.Module):
         self.parts = [width, width, width, keys, keys, size.heads]  # residual, gate, x, B, C, step
         orders = scan_orders(*self.grid)
         length = orders.shape[1]
-        bos = torch.full((DIRECTIONS, 1), length)
-        self.register_buffer("orders", orders.reshape(-1), persistent=False)
-        self.register_buffer("previous", torch.cat([bos, orders[:, :-1]], 1).reshape(-1), persistent=False)
-        back = orders.argsort(1) + torch.arange(DIRECTIONS)[:, None] * length
-        self.register_buffer("back", back.reshape(-1), persistent=False)
+        steps = orders.argsort(1)  # at which step each cell is visited
+        previous = torch.cat([torch.full((DIRECTIONS, 1), length), orders[:, :-1]], 1)
+        direction, head = torch.arange(DIRECTIONS)[:, None, None], torch.arange(size.heads)
+        self.register_buffer("orders", orders, persistent=False)
+        self.register_buffer("previous", previous, persistent=False)
+        self.register_buffer("before", previous.gather(1, steps).reshape(-1), persistent=False)
+        enter = previous[:, None, :] * size.heads + head[:, None]
+        self.register_buffer("enter", enter.reshape(-1), persistent=False)
+        leave = (direction * size.heads + head) * length + steps[:, :, None]
+        self.register_buffer("leave", leave.reshape(-1), persistent=False)
         self.register_buffer("places", _places(*self.grid), persistent=False)
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("whitening", torch.eye(self.channels))
@@ -139,45 +146,76 @@ class Stream(nn.Module):
         return functional.conv2d(feature, kernel, offset, stride=fold).flatten(2).transpose(1, 2)
 
     def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log scale [B, 4L, C] of the token at each step, from the tokens before it in that direction."""
+        """Mean and negative log scale [B, 4, L, C] of each token, from the tokens before it in each direction."""
         size, width = self.size, self.size.width
-        length, keys = tokens.shape[1], size.heads * size.state
-        embedded = self.embed(tokens)
-        place = self.place(self.places)
-        projected = self.in_proj(functional.silu(embedded)) + place[:, :-keys]
-        seen = torch.cat([embedded, projected], 2)
-        seen = torch.cat([seen, self.bos.expand(seen.shape[0], 1, -1)], 1)
-        seen = seen.index_select(1, self.previous).reshape(-1, DIRECTIONS, length, sum(self.parts)) + self.direction
-        residual, gate, x, b, c, step = seen.reshape(-1, length, sum(self.parts)).split(self.parts, 2)  # type: ignore[no-untyped-call]
-        where = place[:, -keys:].index_select(0, self.orders).reshape(DIRECTIONS, length, keys)
-        c = (c.reshape(-1, DIRECTIONS, length, keys) + where).reshape(-1, length, keys)
+        length, each = tokens.shape[1], width // size.heads
+        shift, *shifts = self._offsets()
+        embedded = functional.pad(self.embed(tokens), (0, 0, 0, 1))  # the row of zeros is for BOS
+        projected = functional.silu(embedded) @ self.in_proj.weight.T
+        parts = projected.split(self.parts[1:], 2)  # type: ignore[no-untyped-call]
+        gate, x, b, c, step = (self._enter(v, offset) for v, offset in zip(parts, shifts, strict=True))
 
-        past = functional.pad(x, (0, 0, TAPS - 1, 0))
+        past = functional.pad(x, (0, 0, TAPS - 1, 0)).reshape(-1, size.heads, length + TAPS - 1, each)
+        taps = self._per_head(self.conv)
         x = functional.silu(
-            past[:, :length] * self.conv[0]
-            + past[:, 1 : length + 1] * self.conv[1]
-            + past[:, 2 : length + 2] * self.conv[2]
-            + x * self.conv[3]
+            past[:, :, :length] * taps[0]
+            + past[:, :, 1 : length + 1] * taps[1]
+            + past[:, :, 2 : length + 2] * taps[2]
+            + past[:, :, 3:] * taps[3]
         )
-        dt = functional.softplus(step)
-        heads = [self._heads(v) for v in (x, b, c, dt)]
-        dt = heads[3]
-        rate = torch.exp(self.log_rate).reshape(1, -1, 1, 1)
-        a = -(dt.reshape(-1, size.heads, length, 1) * rate).reshape(-1, length)
-        y: Tensor = self.scan(heads[0] * dt, a, heads[1], heads[2])
-        y = y.reshape(-1, size.heads, length, width // size.heads).transpose(1, 2).reshape(-1, length, width)
-        y = _rms((y + x * self.skip) * functional.silu(gate))
-        hidden = _rms(residual + self.out_proj(y))
-        mean, raw = self.readout(hidden).reshape(-1, DIRECTIONS * length, 2 * self.channels).chunk(2, 2)
-        return mean, LOG_SCALE * torch.tanh(raw / LOG_SCALE)
+        dt = _softplus(step)
+        rate = -torch.exp(self.log_rate).reshape(-1, 1)
+        a = (dt.reshape(-1, size.heads, length) * rate).reshape(-1, length)
+        y: Tensor = self.scan(x.reshape(-1, length, each) * widen(dt, each), a, b, c)
+        y = y.reshape(x.shape) + x * self._per_head(self.skip)
+        y = y * functional.silu(gate).reshape(x.shape)
+
+        # Back to the order of the picture, all heads of a step together.
+        y = y.reshape(-1, DIRECTIONS * size.heads * length, each).index_select(1, self.leave).reshape(-1, width)
+        residual = (embedded.index_select(1, self.before) + shift).reshape(-1, width)
+        hidden = _rms(residual + self.out_proj(_rms(y)))
+        weights, biases = self.readout.weight.chunk(2), self.readout.bias.chunk(2)
+        mean = functional.linear(hidden, weights[0], biases[0])
+        raw = functional.linear(hidden, weights[1] / -LOG_SCALE, biases[1] / -LOG_SCALE)
+        shape = (-1, DIRECTIONS, length, self.channels)
+        return mean.reshape(shape), LOG_SCALE * torch.tanh(raw).reshape(shape)
+
+    def _offsets(self) -> list[Tensor]:
+        """What each step adds to the projections of the token before it: bias, place, direction, and BOS at the first.
+
+        That of the residual is [4L, width] in the order of the picture, those of gate, x, B, C and step are [4HL, n] in
+        the order of the scan. They depend on weights alone: runtimes compute them once, at loading.
+        """
+        keys = self.size.heads * self.size.state
+        place = self.place(self.places)
+        rows = functional.pad(place[:, :-keys] + self.in_proj.bias, (self.size.width, 0))
+        seen = torch.cat([rows, self.bos[None]])
+        residual = seen[:, : self.size.width].index_select(0, self.before).reshape(DIRECTIONS, -1, self.size.width)
+        residual = residual + self.direction[:, :, : self.size.width]
+        parts = seen[self.previous] + self.direction
+        gate, x, b, c, step = parts.split(self.parts, 2)[1:]  # type: ignore[no-untyped-call]
+        c = c + place[:, -keys:][self.orders]
+        by_head = [v.unflatten(2, (self.size.heads, -1)).transpose(1, 2).flatten(0, 2) for v in (gate, x, b, c, step)]
+        return [residual.flatten(0, 1), *by_head]
+
+    def _enter(self, v: Tensor, offset: Tensor) -> Tensor:
+        """[B, L + 1, H*n] in the order of the picture to [B*4*H, L, n], the step before in the order of the scan."""
+        n = offset.shape[1]
+        rows = v.reshape(-1, v.shape[1] * self.size.heads, n).index_select(1, self.enter) + offset
+        return rows.reshape(-1, v.shape[1] - 1, n)
+
+    def _per_head(self, v: Tensor) -> Tensor:
+        """Weights [..., H*n] to [..., H, L, n]: repeated, for runtimes are slow to broadcast a short last axis."""
+        v = v.reshape(*v.shape[:-1], self.size.heads, 1, -1)
+        return v.expand(*v.shape[:-2], self.orders.shape[1], -1)
 
     def nll(self, feature: Tensor) -> Tensor:
         """Negative log likelihood per channel of the whitened tokens, up to a constant; a scalar."""
         tokens = self.adapt(feature)
-        mean, log_scale = self.predict(tokens + CONTEXT_NOISE * torch.randn_like(tokens))
-        error = (tokens.index_select(1, self.orders) - mean) * torch.exp(-log_scale)
+        mean, sharpness = self.predict(tokens + CONTEXT_NOISE * torch.randn_like(tokens))
+        error = (tokens[:, None] - mean) * torch.exp(sharpness)
         volume = torch.linalg.slogdet(self.adapter)[1] / tokens.shape[2]
-        out: Tensor = (0.5 * error.square() + log_scale).mean() - volume
+        out: Tensor = (0.5 * error.square() - sharpness).mean() - volume
         return out
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -187,17 +225,12 @@ class Stream(nn.Module):
     def discrepancy(self, feature: Tensor) -> Tensor:
         """Squared error in predicted standard deviations, mean over channels and directions, smoothed: [B, h, w]."""
         tokens = self.adapt(feature)
-        mean, log_scale = self.predict(tokens)
-        error = (tokens.index_select(1, self.orders) - mean) * torch.exp(-log_scale)
-        cells = (error * error) @ self.per_cell
-        cells = cells.index_select(1, self.back).reshape(-1, DIRECTIONS, tokens.shape[1], cells.shape[2]).mean(1)
-        grid = cells.transpose(1, 2).reshape(-1, cells.shape[2], *self.grid)
+        mean, sharpness = self.predict(tokens)
+        error = (tokens[:, None] - mean) * torch.exp(sharpness)
+        cells = (error * error).reshape(-1, self.channels) @ self.per_cell
+        cells = cells.reshape(-1, DIRECTIONS, tokens.shape[1], self.size.fold**2).mean(1)
+        grid = cells.transpose(1, 2).reshape(-1, self.size.fold**2, *self.grid)
         return self.blur_rows @ functional.pixel_shuffle(grid, self.size.fold)[:, 0] @ self.blur_columns
-
-    def _heads(self, v: Tensor) -> Tensor:
-        """[G, L, H*n] to [G*H, L, n]."""
-        heads = self.size.heads
-        return v.reshape(v.shape[0], v.shape[1], heads, -1).transpose(1, 2).reshape(-1, v.shape[1], v.shape[2] // heads)
 
 
 class VarAD(nn.Module):
@@ -365,6 +398,13 @@ def _gaussian(size: int, sigma: float) -> Tensor:
     at = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
     return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) to the last digits also where it is small, of operations that every runtime has made fast."""
+    small = torch.exp(-x.abs())
+    one = 1 + small
+    return x.clamp(min=0) + torch.log(one) - ((one - 1) - small) / one
 
 
 def _rms(x: Tensor) -> Tensor:

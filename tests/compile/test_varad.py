@@ -35,15 +35,23 @@ def stream(grid: tuple[int, int] = (3, 5), fold: int = 1) -> Stream:
     return made.eval()
 
 
+def scanned(one: Stream, prediction: torch.Tensor) -> torch.Tensor:
+    """Predictions for one picture in the order of each direction's steps: [4, L, C]."""
+    return torch.stack([each[order] for each, order in zip(prediction[0], one.orders, strict=True)])
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (8, 8)])
 def test_order_and_its_inverse_are_identity(grid):
     orders = scan_orders(*grid)
     for order in orders:
         assert torch.equal(order[order.argsort()], torch.arange(grid[0] * grid[1]))
     one = stream(grid)
-    scanned = torch.arange(grid[0] * grid[1])[one.orders]
-    back = scanned[one.back].reshape(4, -1)
-    assert torch.equal(back, torch.arange(grid[0] * grid[1]).expand(4, -1))
+    length, heads = grid[0] * grid[1], one.size.heads
+    scan = torch.arange(4 * heads * length).reshape(4, heads, length)
+    found = scan.reshape(-1)[one.leave].reshape(4, length, heads)
+    for direction, order in enumerate(one.orders):
+        assert torch.equal(found[direction][order], scan[direction].T)
+        assert torch.equal(one.before.reshape(4, length)[direction][order], one.previous[direction])
 
 
 def test_directions_walk_rows_and_columns_both_ways():
@@ -61,9 +69,9 @@ def test_a_prediction_sees_all_tokens_before_it_and_not_its_own(direction, at):
     one = stream()
     tokens = torch.randn(1, 15, 4, generator=torch.Generator().manual_seed(1))
     edited = tokens.clone()
-    edited[0, one.orders.reshape(4, 15)[direction, at]] += 1.0
+    edited[0, one.orders[direction, at]] += 1.0
     for both in zip(one.predict(tokens), one.predict(edited), strict=True):
-        before, after = (v.reshape(4, 15, 4)[direction] for v in both)
+        before, after = (scanned(one, v)[direction] for v in both)
         assert torch.equal(before[: at + 1], after[: at + 1])
         assert (before[at + 1 :] != after[at + 1 :]).any(1).all()
 
@@ -77,9 +85,8 @@ def test_a_reversed_direction_is_the_forward_one_on_the_flipped_picture(backward
     tokens = torch.randn(1, 15, 4, generator=torch.Generator().manual_seed(2))
     flipped = tokens.flip(1)
     for on_picture, on_flipped in zip(one.predict(tokens), one.predict(flipped), strict=True):
-        assert torch.allclose(
-            on_picture.reshape(4, 15, 4)[backward], on_flipped.reshape(4, 15, 4)[forward], rtol=0, atol=1e-6
-        )
+        there, back = scanned(one, on_flipped)[forward], scanned(one, on_picture)[backward]
+        assert torch.allclose(back, there, rtol=0, atol=1e-6)
 
 
 def test_columns_are_rows_of_the_transposed_picture():
@@ -90,8 +97,8 @@ def test_columns_are_rows_of_the_transposed_picture():
             one.direction.zero_()
             one.place.weight.zero_()
     picture = torch.randn(1, 3, 5, 4, generator=torch.Generator().manual_seed(2))
-    on_tall = tall.predict(picture.reshape(1, 15, 4))[0].reshape(4, 15, 4)
-    on_wide = wide.predict(picture.transpose(1, 2).reshape(1, 15, 4))[0].reshape(4, 15, 4)
+    on_tall = scanned(tall, tall.predict(picture.reshape(1, 15, 4))[0])
+    on_wide = scanned(wide, wide.predict(picture.transpose(1, 2).reshape(1, 15, 4))[0])
     assert torch.allclose(on_tall[2], on_wide[0], rtol=0, atol=1e-6)
 
 
