@@ -84,6 +84,7 @@ class Stream(nn.Module):
 
     orders: Tensor
     previous: Tensor
+    back: Tensor
     before: Tensor
     enter: Tensor
     leave: Tensor
@@ -112,6 +113,7 @@ class Stream(nn.Module):
         direction, head = torch.arange(DIRECTIONS)[:, None, None], torch.arange(size.heads)
         self.register_buffer("orders", orders, persistent=False)
         self.register_buffer("previous", previous, persistent=False)
+        self.register_buffer("back", (steps + torch.arange(DIRECTIONS)[:, None] * length).reshape(-1), persistent=False)
         self.register_buffer("before", previous.gather(1, steps).reshape(-1), persistent=False)
         enter = previous[:, None, :] * size.heads + head[:, None]
         self.register_buffer("enter", enter.reshape(-1), persistent=False)
@@ -149,11 +151,11 @@ class Stream(nn.Module):
         """Mean and negative log scale [B, 4, L, C] of each token, from the tokens before it in each direction."""
         size, width = self.size, self.size.width
         length, each = tokens.shape[1], width // size.heads
-        shift, *shifts = self._offsets()
+        outer, inner = self._offsets()
         embedded = functional.pad(self.embed(tokens), (0, 0, 0, 1))  # the row of zeros is for BOS
         projected = functional.silu(embedded) @ self.in_proj.weight.T
-        parts = projected.split(self.parts[1:], 2)  # type: ignore[no-untyped-call]
-        gate, x, b, c, step = (self._enter(v, offset) for v, offset in zip(parts, shifts, strict=True))
+        gate, *parts = projected.split(self.parts[1:], 2)  # type: ignore[no-untyped-call]
+        x, b, c, step = (self._enter(v, offset) for v, offset in zip(parts, inner, strict=True))
 
         past = functional.pad(x, (0, 0, TAPS - 1, 0)).reshape(-1, size.heads, length + TAPS - 1, each)
         taps = self._per_head(self.conv)
@@ -168,35 +170,35 @@ class Stream(nn.Module):
         a = (dt.reshape(-1, size.heads, length) * rate).reshape(-1, length)
         y: Tensor = self.scan(x.reshape(-1, length, each) * widen(dt, each), a, b, c)
         y = y.reshape(x.shape) + x * self._per_head(self.skip)
-        y = y * functional.silu(gate).reshape(x.shape)
-
         # Back to the order of the picture, all heads of a step together.
         y = y.reshape(-1, DIRECTIONS * size.heads * length, each).index_select(1, self.leave).reshape(-1, width)
-        residual = (embedded.index_select(1, self.before) + shift).reshape(-1, width)
-        hidden = _rms(residual + self.out_proj(_rms(y)))
+        residual, gate = (
+            (v.index_select(1, self.before) + offset).reshape(-1, width)
+            for v, offset in zip((embedded, gate), outer, strict=True)
+        )
+        y = _rms(y * functional.silu(gate))
+        hidden = _rms(residual + self.out_proj(y))
         weights, biases = self.readout.weight.chunk(2), self.readout.bias.chunk(2)
         mean = functional.linear(hidden, weights[0], biases[0])
         raw = functional.linear(hidden, weights[1] / -LOG_SCALE, biases[1] / -LOG_SCALE)
         shape = (-1, DIRECTIONS, length, self.channels)
         return mean.reshape(shape), LOG_SCALE * torch.tanh(raw).reshape(shape)
 
-    def _offsets(self) -> list[Tensor]:
+    def _offsets(self) -> tuple[list[Tensor], list[Tensor]]:
         """What each step adds to the projections of the token before it: bias, place, direction, and BOS at the first.
 
-        That of the residual is [4L, width] in the order of the picture, those of gate, x, B, C and step are [4HL, n] in
+        Those of residual and gate are [4L, n] in the order of the picture, those of x, B, C and step are [4HL, n] in
         the order of the scan. They depend on weights alone: runtimes compute them once, at loading.
         """
-        keys = self.size.heads * self.size.state
+        keys, heads = self.size.heads * self.size.state, self.size.heads
         place = self.place(self.places)
         rows = functional.pad(place[:, :-keys] + self.in_proj.bias, (self.size.width, 0))
-        seen = torch.cat([rows, self.bos[None]])
-        residual = seen[:, : self.size.width].index_select(0, self.before).reshape(DIRECTIONS, -1, self.size.width)
-        residual = residual + self.direction[:, :, : self.size.width]
-        parts = seen[self.previous] + self.direction
-        gate, x, b, c, step = parts.split(self.parts, 2)[1:]  # type: ignore[no-untyped-call]
+        seen = torch.cat([rows, self.bos[None]])[self.previous] + self.direction
+        residual, gate, x, b, c, step = seen.split(self.parts, 2)  # type: ignore[no-untyped-call]
         c = c + place[:, -keys:][self.orders]
-        by_head = [v.unflatten(2, (self.size.heads, -1)).transpose(1, 2).flatten(0, 2) for v in (gate, x, b, c, step)]
-        return [residual.flatten(0, 1), *by_head]
+        outer = [v.flatten(0, 1).index_select(0, self.back) for v in (residual, gate)]
+        inner = [v.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 2) for v in (x, b, c, step)]
+        return outer, inner
 
     def _enter(self, v: Tensor, offset: Tensor) -> Tensor:
         """[B, L + 1, H*n] in the order of the picture to [B*4*H, L, n], the step before in the order of the scan."""
