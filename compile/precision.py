@@ -10,12 +10,14 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.ranges import METHODS, Histogram, histogram, merge
+from compile.compensation import round_trunk
 from compile.onnx_session import open_session, with_outputs
-from compile.quantise import Array, Target, bias_shift, calibrated_tensors, quantised_nodes, render
+from compile.quantise import Array, Target, calibrated_tensors, quantised_nodes, render
 
 METHOD = "mse"  # of `calibration.ranges`: the range that loses least in mean square
 FEATURE_BUDGET = 0.10  # largest change of the trunk's maps, relative to their spread, that is left to the head
-MOST_FLOAT = 3  # nodes
+FREE_FLOAT = 2  # nodes: the stem and the first depthwise convolution, in float as fast as in INT8 and the most harmful
+MOST_FLOAT = 4  # nodes, those included
 PROBES = 4  # pictures on which single nodes are measured
 
 
@@ -26,14 +28,12 @@ class CalibrationRecord:
     method: str
     pictures: int
     ranges: dict[str, tuple[float, float]]
-    means: dict[str, Array]  # input of a convolution -> [channels]
 
     def to_json(self) -> dict[str, object]:
         return {
             "method": self.method,
             "pictures": self.pictures,
             "ranges": {name: [float(f"{low:.7g}"), float(f"{high:.7g}")] for name, (low, high) in self.ranges.items()},
-            "means": {name: [float(f"{value:.6g}") for value in mean] for name, mean in self.means.items()},
         }
 
 
@@ -52,7 +52,7 @@ class Rendering:
 
     model: onnx.ModelProto
     change: list[float]
-    naive_change: list[float]  # min-max ranges, no bias correction, every node rounded
+    naive_change: list[float]  # min-max ranges, nearest weights, every node rounded
     float_nodes: list[FloatNode]
 
 
@@ -63,17 +63,13 @@ def calibrate(
     tensors = calibrated_tensors(trunk)
     session = open_session(with_outputs(trunk, tensors))
     seen: dict[str, Histogram] = {}
-    sums: dict[str, NDArray[np.float64]] = {}
     for done, picture in enumerate(pictures, start=1):
         for name, values in zip(tensors, session.run(tensors, {"image": picture[None]}), strict=True):
             counted = histogram(values)
             seen[name] = merge(seen[name], counted) if name in seen else counted
-            sums[name] = sums.get(name, 0) + values.mean(axis=(0, 2, 3), dtype=np.float64)
         if tick:
             tick(done, len(pictures))
-    inputs = {node.input[0] for node in trunk.graph.node if node.op_type == "Conv"}
-    means = {name: (sums[name] / len(pictures)).astype(np.float32) for name in tensors if name in inputs}
-    record = CalibrationRecord(METHOD, len(pictures), {n: METHODS[METHOD](seen[n]) for n in tensors}, means)
+    record = CalibrationRecord(METHOD, len(pictures), {n: METHODS[METHOD](seen[n]) for n in tensors})
     return record, {name: METHODS["minmax"](seen[name]) for name in tensors}
 
 
@@ -89,30 +85,28 @@ def render_accurately(
     """Render a trunk for a target, with as few nodes in float as bring its maps within the feature budget."""
     images = np.stack(pictures[:PROBES])
     reference = _maps(trunk, images)
-    shifts = bias_shift(trunk, record.means, target)
+    names = quantised_nodes(trunk)
+    operators = {node.name: node.op_type for node in trunk.graph.node}
 
-    def change(keep: Sequence[str]) -> list[float]:
-        model = render(trunk, record.ranges, target, keep_float=keep, shifts=shifts)
-        return _changes(_maps(model, images), reference)
+    def harm(name: str) -> FloatNode:
+        alone = render(trunk, record.ranges, target, keep_float=[other for other in names if other != name])
+        return FloatNode(name, operators[name], max(_changes(_maps(alone, images), reference)))
+
+    def attempt(kept: list[FloatNode]) -> Rendering:
+        keep = [node.node for node in kept]
+        rounded = round_trunk(trunk, record.ranges, target, pictures, keep_float=keep, tick=tick)
+        model = render(trunk, record.ranges, target, keep_float=keep, rounded=rounded)
+        return Rendering(model, _changes(_maps(model, images), reference), naive, kept)
 
     naive = _changes(_maps(render(trunk, plain_ranges, target), images), reference)
-    kept: list[FloatNode] = []
-    now = change([])
-    if max(now) > FEATURE_BUDGET:
-        names = quantised_nodes(trunk)
-        operators = {node.name: node.op_type for node in trunk.graph.node}
-        harms = []
-        for done, name in enumerate(names, start=1):
-            harms.append(FloatNode(name, operators[name], max(change([other for other in names if other != name]))))
-            if tick:
-                tick(done, len(names))
-        for worst in sorted(harms, key=lambda node: -node.harm)[:MOST_FLOAT]:
-            kept.append(worst)
-            now = change([node.node for node in kept])
-            if max(now) <= FEATURE_BUDGET:
+    found = attempt([harm(name) for name in names[:FREE_FLOAT]])
+    if max(found.change) > FEATURE_BUDGET:
+        worst = sorted((harm(name) for name in names[FREE_FLOAT:]), key=lambda node: -node.harm)
+        for most in range(1, MOST_FLOAT - FREE_FLOAT + 1):
+            found = attempt([*found.float_nodes[:FREE_FLOAT], *worst[:most]])
+            if max(found.change) <= FEATURE_BUDGET:
                 break
-    model = render(trunk, record.ranges, target, keep_float=[node.node for node in kept], shifts=shifts)
-    return Rendering(model, now, naive, kept)
+    return found
 
 
 def _maps(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Array]:

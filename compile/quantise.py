@@ -5,9 +5,9 @@ products saturate on CPUs without VNNI, so weights use 7 bits there. TensorRT ta
 a float bias. Both renderings come from the same ranges.
 
 What is quantised: convolutions with constant weights, and the additions between them. A convolution's clip is absorbed
-into the uint8 range where that range cannot leave it. Rounding weights shifts the mean of a channel, above all in
-depthwise convolutions; `bias_shift` computes that shift from the weights and the recorded means and takes it back. A
-node whose rounding does the most harm can stay in float: then its inputs are not rounded for it either.
+into the uint8 range where that range cannot leave it. Weights are rounded to the nearest step unless the caller brings
+better ones (`compile.compensation`). A node whose rounding does the most harm can stay in float: then its inputs are
+not rounded for it either.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ class Target:
 ONNX_RUNTIME = Target("int8", symmetric=False, weight_limit=63, integer_bias=True)
 TENSORRT = Target("trt", symmetric=True, weight_limit=127, integer_bias=False)
 """`weight_limit` 63 is 7 bits: sums of two uint8 x int8 products stay within int16."""
+
+
+class Rounded(NamedTuple):
+    """A convolution in whole steps: weight = whole * scale of its output channel."""
+
+    whole: NDArray[np.int8]  # the shape of the weights
+    scales: Array  # [out]
+    bias: Array  # [out]
 
 
 class Scale(NamedTuple):
@@ -78,7 +86,7 @@ def render(
     target: Target,
     *,
     keep_float: Iterable[str] = (),
-    shifts: Mapping[str, Array] | None = None,
+    rounded: Mapping[str, Rounded] | None = None,
 ) -> onnx.ModelProto:
     """Write the Q/DQ form of a graph.
 
@@ -87,34 +95,10 @@ def render(
         ranges: tensor -> (lowest, highest) value; see `calibrated_tensors`.
         target: the runtime.
         keep_float: names of nodes that stay in float.
-        shifts: node -> [channels], added to the bias of a convolution; see `bias_shift`.
+        rounded: node -> what to put in its place; others are rounded to the nearest step.
 
     """
-    return _Renderer(model, ranges, target, frozenset(keep_float), shifts or {}).run()
-
-
-def bias_shift(model: onnx.ModelProto, means: Mapping[str, Array], target: Target) -> dict[str, Array]:
-    """Compute what rounding the weights adds to the mean of each output channel, negated: node -> [channels].
-
-    Args:
-        model: float graph.
-        means: input tensor of a convolution -> [channels], its mean over calibration pictures.
-        target: the runtime.
-
-    """
-    constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    shifts = {}
-    for node in model.graph.node:
-        if node.op_type != "Conv" or node.input[1] not in constants:
-            continue
-        weight = constants[node.input[1]]
-        whole, scales = _whole(weight, target.weight_limit)
-        error = (whole * _along_rows(scales, weight) - weight).sum(axis=(2, 3))  # [out, in / groups]
-        mean = means[node.input[0]]
-        groups = len(mean) // error.shape[1]
-        grouped = mean.reshape(groups, 1, -1).repeat(len(error) // groups, axis=1).reshape(error.shape)
-        shifts[node.name] = -(error * grouped).sum(axis=1).astype(np.float32)
-    return shifts
+    return _Renderer(model, ranges, target, frozenset(keep_float), rounded or {}).run()
 
 
 class _Renderer:
@@ -124,12 +108,12 @@ class _Renderer:
         ranges: Ranges,
         target: Target,
         keep_float: frozenset[str],
-        shifts: Mapping[str, Array],
+        better: Mapping[str, Rounded],
     ) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.graph = self.model.graph
-        self.ranges, self.target, self.shifts = ranges, target, shifts
+        self.ranges, self.target, self.better = ranges, target, better
         self.chosen = [name for name in quantised_nodes(model) if name not in keep_float]
         self.constants = {item.name: numpy_helper.to_array(item) for item in self.graph.initializer}
         self.ends = _ends(model)
@@ -172,10 +156,12 @@ class _Renderer:
         return twin
 
     def _conv(self, node: onnx.NodeProto) -> None:
-        weight = self.constants[node.input[1]]
-        bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
-        bias = (bias + self.shifts.get(node.name, np.float32(0))).astype(np.float32)
-        whole, scales = _whole(weight, self.target.weight_limit)
+        if node.name in self.better:
+            whole, scales, bias = self.better[node.name]
+        else:
+            weight = self.constants[node.input[1]]
+            bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
+            whole, scales = _whole(weight, self.target.weight_limit)
         node.input[1] = self._dequantised(f"{node.name}/weight", whole, scales)
         source = node.input[0].removesuffix("/rounded")
         if self.target.integer_bias:

@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from compile.compensation import round_trunk
 from compile.onnx_session import open_session
-from compile.precision import FEATURE_BUDGET, MOST_FLOAT, calibrate, render_accurately
-from compile.quantise import ONNX_RUNTIME, TENSORRT, bias_shift, calibrated_tensors, quantised_nodes, render
+from compile.precision import FEATURE_BUDGET, FREE_FLOAT, MOST_FLOAT, calibrate, render_accurately
+from compile.quantise import ONNX_RUNTIME, TENSORRT, calibrated_tensors, quantised_nodes, render
 
 TARGETS = [ONNX_RUNTIME, TENSORRT]
 
@@ -35,7 +36,7 @@ def test_the_record_covers_what_is_rounded(trunk, inputs, calibrated) -> None:
         assert plain[name][0] <= low <= 0 <= high <= plain[name][1]
     again = json.loads(json.dumps(record.to_json()))
     assert again["pictures"] == 8
-    assert len(again["means"]) == sum(node.op_type == "Conv" for node in trunk.graph.node)
+    assert set(again["ranges"]) == set(record.ranges)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -61,25 +62,52 @@ def test_a_rendering_has_the_form_that_its_runtime_wants(trunk, calibrated, targ
 def test_rounding_stays_within_the_budget_and_beats_naive_rounding(trunk, inputs, calibrated, target) -> None:
     record, plain = calibrated
     found = render_accurately(trunk, record, plain, target, inputs[:8])
-    assert len(found.float_nodes) <= MOST_FLOAT
-    assert max(found.change) < max(found.naive_change)
-    assert max(found.change) < 2 * FEATURE_BUDGET
-    assert change(found.model, trunk, np.stack(inputs[20:24])) < 2 * FEATURE_BUDGET
+    assert FREE_FLOAT <= len(found.float_nodes) <= MOST_FLOAT
+    assert max(found.change) < 0.6 * max(found.naive_change)
+    assert max(found.change) < FEATURE_BUDGET
+    assert change(found.model, trunk, np.stack(inputs[20:24])) < 1.5 * FEATURE_BUDGET
 
 
-def test_bias_correction_takes_the_shift_of_the_means_back(trunk, inputs, calibrated) -> None:
-    record = calibrated[0]
-    images = np.stack(inputs[20:24])
-    shifts = bias_shift(trunk, record.means, ONNX_RUNTIME)
-    plain = render(trunk, record.ranges, ONNX_RUNTIME)
-    corrected = render(trunk, record.ranges, ONNX_RUNTIME, shifts=shifts)
+@pytest.fixture(scope="module")
+def rounded(trunk, inputs, calibrated):
+    return {target.name: round_trunk(trunk, calibrated[0].ranges, target, inputs[:8]) for target in TARGETS}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_compensation_brings_the_maps_closer_than_nearest_weights(trunk, inputs, calibrated, rounded, target) -> None:
+    images, ranges = np.stack(inputs[20:24]), calibrated[0].ranges
+    nearest = render(trunk, ranges, target)
+    better = render(trunk, ranges, target, rounded=rounded[target.name])
+    onnx.checker.check_model(better, full_check=True)
+    assert change(better, trunk, images) < 0.8 * change(nearest, trunk, images)
+
+
+def test_compensation_keeps_the_means_of_the_maps(trunk, inputs, calibrated, rounded) -> None:
+    images, ranges = np.stack(inputs[20:24]), calibrated[0].ranges
     wanted = [each.mean((0, 2, 3)) for each in maps(trunk, images)]
 
     def off(model: onnx.ModelProto) -> float:
         found = [each.mean((0, 2, 3)) for each in maps(model, images)]
         return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(found, wanted, strict=True))
 
-    assert off(corrected) < 0.8 * off(plain)
+    nearest = render(trunk, ranges, ONNX_RUNTIME)
+    assert off(render(trunk, ranges, ONNX_RUNTIME, rounded=rounded["int8"])) < 0.5 * off(nearest)
+
+
+def test_only_convolutions_in_int8_are_rounded(trunk, inputs, calibrated) -> None:
+    convs = [node.name for node in trunk.graph.node if node.op_type == "Conv"]
+    told = []
+    found = round_trunk(
+        trunk,
+        calibrated[0].ranges,
+        ONNX_RUNTIME,
+        inputs[:1],
+        keep_float=convs[2:],
+        tick=lambda done, count: told.append((done, count)),
+    )
+    assert list(found) == convs[:2]
+    assert told == [(1, 2), (2, 2)]
+    assert all(np.abs(each.whole.astype(int)).max() <= ONNX_RUNTIME.weight_limit for each in found.values())
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -98,12 +126,34 @@ def test_a_node_kept_in_float_keeps_its_weights(trunk, calibrated) -> None:
     assert list(after.input)[1:] == list(before.input)[1:]
 
 
-def test_seven_bit_weights_do_not_saturate_in_the_fused_kernels(trunk, inputs, calibrated) -> None:
-    """Holds on x86 with and without VNNI: the fused kernels say what the graph as written says."""
-    model = render(trunk, calibrated[0].ranges, ONNX_RUNTIME)
+@pytest.mark.parametrize(("groups", "kernel"), [(1, 1), (1, 3), (32, 5)])
+def test_seven_bit_weights_do_not_saturate_in_the_fused_kernels(groups, kernel) -> None:
+    """The largest weights meet the largest inputs, on x86 with and without VNNI."""
+    weights = np.ones((32, 32 // groups, kernel, kernel), np.float32)
+    weights[1::2] = -1
+    largest = float(np.abs(weights[0]).sum())
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["image", "w", "b"], ["y"], "conv", group=groups, pads=[kernel // 2] * 4)],
+        "convolution",
+        [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 32, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 32, 8, 8])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.zeros(32, np.float32), "b")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    model = render(model, {"image": (0.0, 1.0), "y": (-largest, largest)}, ONNX_RUNTIME)
+    image = np.ones((1, 32, 8, 8), np.float32)
+    (fused,), (exact,) = (maps(model, image, exact=flag) for flag in (False, True))
+    step = 2 * largest / 255
+    np.testing.assert_allclose(fused, exact, atol=1.01 * step)  # saturation costs half of the sum
+    assert exact.max() > 0.98 * largest
+
+
+def test_the_fused_kernels_say_what_the_graph_says(trunk, inputs, calibrated, rounded) -> None:
+    """They differ by roundings of single steps, which add up along the trunk."""
+    model = render(trunk, calibrated[0].ranges, ONNX_RUNTIME, rounded=rounded["int8"])
     fused, exact = (maps(model, np.stack(inputs[:2]), exact=flag) for flag in (False, True))
     for a, b in zip(fused, exact, strict=True):
-        assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.03
+        assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.05
 
 
 def test_the_original_graph_is_left_alone(trunk, calibrated) -> None:
