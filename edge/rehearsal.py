@@ -7,6 +7,7 @@ Only belt, photo-eye, gate and camera are simulated, by a process that alone kno
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -217,8 +218,9 @@ class Rehearsal:
         if mosquitto:
             self.broker_kind = "mosquitto"
             config = self.folder / "mosquitto.conf"
-            config.write_text(  # persistent: a killed broker keeps its sessions
-                f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n"
+            config.write_text(  # persistent: a killed broker keeps its sessions; its own user could not write here
+                f"user {getpass.getuser()}\nlistener {self.broker_port} 127.0.0.1\n"
+                "allow_anonymous true\nmax_queued_messages 0\n"
                 f"persistence true\npersistence_location {self.folder.absolute()}/\n"
                 "autosave_on_changes true\nautosave_interval 1\n"
             )

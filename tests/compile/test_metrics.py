@@ -158,8 +158,10 @@ def test_mask_rules_are_those_of_pil_bilinear(seed: int, source: tuple[int, int]
     height, width = target
     reference = np.asarray(Image.fromarray(mask * 255).resize((width, height), Image.Resampling.BILINEAR))
     nonzero, half = resize_mask(mask, height, width, "paper_nonzero"), resize_mask(mask, height, width, "half")
-    assert np.mean(nonzero != (reference > 0)) < 0.003  # rounding of PIL's fixed-point weights
-    assert np.mean(half != (reference > 127)) < 0.003
+    clear = np.abs(reference - 127.5) > 2  # PIL's weights are fixed-point: it may be off by a level or two
+    assert np.array_equal(half[clear], reference[clear] > 127)
+    assert np.all(nonzero[reference > 2])
+    assert np.mean(nonzero != (reference > 0)) < 0.01
     assert np.all(nonzero | ~half)
 
 

@@ -196,17 +196,18 @@ def test_a_publisher_that_is_killed_again_and_again_loses_nothing(
     file = station(port)
     write(journal, range(1, 901))
     parts: list[int] = []
-    wills = 0
+    births = wills = 0
 
     def watch(until: Callable[[], bool]) -> None:
-        nonlocal wills
+        nonlocal births, wills
         while not until():
             topic, payload, _ = watcher.messages.get(timeout=15)
             message = json.loads(payload)
             if topic.endswith("/verdict"):
                 parts.append(message["part"])
-            elif topic.endswith("/state") and not message["online"]:
-                wills += message["time"] is None
+            elif topic.endswith("/state"):
+                births += message["online"]
+                wills += not message["online"] and message["time"] is None
 
     for kills, last in enumerate((3, 150, 400), 1):  # at the start, and in the middle of the stream
         process = start(file)
@@ -214,9 +215,10 @@ def test_a_publisher_that_is_killed_again_and_again_loses_nothing(
         process.kill()
         process.communicate()
         watch(lambda kills=kills: wills == kills)  # type: ignore[misc]
+    born = births
     process = start(file)
     try:
-        watch(lambda: 900 in parts)
+        watch(lambda: 900 in parts and births > born)
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=10)
