@@ -20,7 +20,7 @@ from compile.split_plan import SplitPlan
 from compile.tensorrt_build import TensorRTError, check_allowed
 
 MAPS = ("maps_8", "maps_16")
-CALIBRATION_PICTURES = 16
+CALIBRATION_PICTURES = 20
 
 
 @dataclass(frozen=True, slots=True)

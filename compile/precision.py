@@ -82,8 +82,12 @@ def render_accurately(
     *,
     tick: Callable[[int, int], None] | None = None,
 ) -> Rendering:
-    """Render a trunk for a target, with as few nodes in float as bring its maps within the feature budget."""
-    images = np.stack(pictures[:PROBES])
+    """Render a trunk for a target, with as few nodes in float as bring its maps within the feature budget.
+
+    The last pictures are only measured on, where there are enough; the weights are fitted on the others.
+    """
+    images = np.stack(pictures[-PROBES:])
+    fitted = pictures[:-PROBES] if len(pictures) >= 2 * PROBES else pictures
     reference = _maps(trunk, images)
     names = quantised_nodes(trunk)
     operators = {node.name: node.op_type for node in trunk.graph.node}
@@ -94,7 +98,7 @@ def render_accurately(
 
     def attempt(kept: list[FloatNode]) -> Rendering:
         keep = [node.node for node in kept]
-        rounded = round_trunk(trunk, record.ranges, target, pictures, keep_float=keep, tick=tick)
+        rounded = round_trunk(trunk, record.ranges, target, fitted, keep_float=keep, tick=tick)
         model = render(trunk, record.ranges, target, keep_float=keep, rounded=rounded)
         return Rendering(model, _changes(_maps(model, images), reference), naive, kept)
 
