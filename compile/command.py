@@ -16,9 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from calibration.threshold import CalibrationError
 from compile.job import FIT_STEPS, Settings
 from compile.job import Progress as Tick
-from compile.methods.varad import FitError
 from compile.pipeline import Compiled, compile_data
-from edge.bundle import BundleError
 from edge.errors import BeltlineError
 
 
@@ -56,7 +54,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     try:
         with _bars(enabled=not as_json) as tick:
             compiled = compile_data(settings, tick)
-    except (CalibrationError, FitError, BundleError) as error:
+    except CalibrationError as error:
         raise BeltlineError(str(error)) from error
     summary = summarise(compiled)
     if as_json:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.synthesis import Defect, Mask, paint
+from edge.errors import BeltlineError
 
 SIDE = 512  # pixels of a picture
 TILE = 392  # pixels of a part in the picture
@@ -44,7 +45,7 @@ MARK_BITS = 80
 Image = NDArray[np.uint8]
 
 
-class DemoError(ValueError):
+class DemoError(BeltlineError):
     """The parts cannot be made. The message says why."""
 
 

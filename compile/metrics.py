@@ -28,13 +28,15 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edge.errors import BeltlineError
+
 AUPRO_LIMIT = 0.3
 BOOTSTRAP_BINS = 4096
 MaskRule = Literal["half", "paper_nonzero"]
 Masks = Sequence[NDArray[np.bool_] | None]
 
 
-class MetricError(ValueError):
+class MetricError(BeltlineError):
     """A figure does not exist for these values. The message says why."""
 
 

@@ -23,6 +23,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.errors import BeltlineError
+
 SMALLEST_SIZE = 6  # pixels
 SMALLEST_CHANGE = 16.0  # mean absolute change inside the mask, of 255: fainter is no defect that anyone could ask for
 Image = NDArray[np.uint8]
@@ -30,7 +32,7 @@ Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-class SynthesisError(ValueError):
+class SynthesisError(BeltlineError):
     """The defect cannot be painted. The message says what was asked and what is possible."""
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from edge.errors import BeltlineError
+
 OPSETS = range(17, 20)
 NEWEST_IR = 10
 OPERATORS = set(
@@ -32,7 +34,7 @@ OPERATORS = set(
 LARGEST_TOPK = 3840
 
 
-class TensorRTError(RuntimeError):
+class TensorRTError(BeltlineError):
     """TensorRT refuses the graph, or is not there. The message names the node and the reason."""
 
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.scan import SelectiveScan, widen
+from edge.errors import BeltlineError
 
 DIRECTIONS = 4  # rows forward, rows backward, columns forward, columns backward
 TAPS = 4  # of the causal convolution
@@ -48,7 +49,7 @@ COLLAPSE = 0.05  # smallest adapted spread, relative to the start, that is not a
 Progress = Callable[[str, int, int], None]
 
 
-class FitError(RuntimeError):
+class FitError(BeltlineError):
     """The fit failed. The message says how, and what to try."""
 
 
@@ -193,9 +194,10 @@ class Stream(nn.Module):
         keys, heads = self.size.heads * self.size.state, self.size.heads
         place = self.place(self.places)
         rows = functional.pad(place[:, :-keys] + self.in_proj.bias, (self.size.width, 0))
-        seen = torch.cat([rows, self.bos[None]])[self.previous] + self.direction
+        seen = torch.cat([rows, self.bos[None]]).index_select(0, self.previous.reshape(-1))
+        seen = seen.reshape(DIRECTIONS, -1, sum(self.parts)) + self.direction
         residual, gate, x, b, c, step = seen.split(self.parts, 2)  # type: ignore[no-untyped-call]
-        c = c + place[:, -keys:][self.orders]
+        c = c + place[:, -keys:].index_select(0, self.orders.reshape(-1)).reshape(c.shape)
         outer = [v.flatten(0, 1).index_select(0, self.back) for v in (residual, gate)]
         inner = [v.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 2) for v in (x, b, c, step)]
         return outer, inner

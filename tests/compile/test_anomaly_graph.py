@@ -15,6 +15,7 @@ from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
 from compile.methods.varad import BASE, VarAD, fit_varad
+from compile.tensorrt_build import check_allowed
 from edge.bundle import Input, Source
 from edge.front_end import rgb
 
@@ -177,6 +178,10 @@ def _moving(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             fixed.update(node.output)
         elif node.op_type not in ("Reshape", "Unsqueeze", "Squeeze"):
             yield node
+
+
+def test_every_operator_is_one_that_tensorrt_10_3_takes(joined):
+    assert check_allowed(joined) == []
 
 
 @pytest.mark.slow
