@@ -35,7 +35,7 @@ def plan_split(groups: NDArray[np.int64], target_false_reject: float, seed: int)
 
     """
     parts = int(np.unique(groups).size)
-    needed = math.ceil(1 / target_false_reject)
+    needed = math.ceil(2 / target_false_reject)  # one rejected part expected below the largest score
     if parts < FEW_PARTS or (needed > LARGEST_HELD_OUT * parts and parts < MANY_PARTS):
         k = 5 if parts < FEW_PARTS else 3
         words = (
