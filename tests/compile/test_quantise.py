@@ -61,7 +61,7 @@ def test_a_rendering_has_the_form_that_its_runtime_wants(trunk, calibrated, targ
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_rounding_stays_within_the_budget_and_beats_naive_rounding(trunk, inputs, calibrated, target) -> None:
     record, plain = calibrated
-    found = render_accurately(trunk, record, plain, target, inputs[:8])
+    found = render_accurately(trunk, record, plain, target, inputs[:20])
     assert FREE_FLOAT <= len(found.float_nodes) <= MOST_FLOAT
     assert max(found.change) < 0.6 * max(found.naive_change)
     assert max(found.change) < FEATURE_BUDGET
