@@ -146,7 +146,7 @@ def _patchcore(
     side = compiled.bundle.manifest.map_height
     plan = plan_split(groups, settings.target_false_reject, settings.seed)
     learned = good if plan.cross_fitted else good[plan.folds[0][0]]
-    features = torch.cat([patch_features(trunk, picture[None])[0].flatten(0, 1) for picture in learned])
+    features = torch.cat([patch_features(trunk, picture[None])[0] for picture in learned])
     model = PatchCore(trunk, features[greedy_coreset(features, seed=settings.seed)])
     scores, maps = model.score((test[i : i + BATCH] for i in range(0, len(test), BATCH)), (side, side))
     return Scored(scores.astype(np.float64), maps)
