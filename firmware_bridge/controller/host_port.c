@@ -189,9 +189,6 @@ static void earn_credit(struct host *host, uint64_t now)
     host->paced_us = now;
     host->rx_credit = host->rx_credit + earned > most ? most : host->rx_credit + earned;
     host->tx_credit = host->tx_credit + earned > most ? most : host->tx_credit + earned;
-    if (host->tx_length == 0) {
-        host->tx_credit = 0;
-    }
 }
 
 static void receive_serial(struct host *host)
@@ -210,17 +207,18 @@ static void receive_serial(struct host *host)
     }
 }
 
+/* Sends what was queued before this wake-up, so that time earned while the line was idle never speeds a frame up. */
 static void send_serial(struct host *host)
 {
     size_t allowed = host->tx_credit < (double)host->tx_length ? (size_t)host->tx_credit : host->tx_length;
-    if (allowed == 0) {
-        return;
-    }
-    ssize_t length = write(host->master, host->tx, allowed);
+    ssize_t length = allowed == 0 ? 0 : write(host->master, host->tx, allowed);
     if (length > 0) {
         host->tx_credit -= (double)length;
         host->tx_length -= (size_t)length;
         memmove(host->tx, host->tx + length, host->tx_length);
+    }
+    if (host->tx_length == 0) {
+        host->tx_credit = 0;
     }
 }
 
@@ -346,6 +344,7 @@ static void wake_up(struct host *host)
     poll(wait, 2, throttled ? 1 : 5);
     uint64_t now = now_us();
     earn_credit(host, now);
+    send_serial(host);
     rc_wake(&host->rc, (uint32_t)now);
     receive_serial(host);
     if (host->pins < 0) {
@@ -353,7 +352,6 @@ static void wake_up(struct host *host)
     }
     receive_pins(host);
     rc_tick(&host->rc);
-    send_serial(host);
 }
 
 int main(int argc, char **argv)

@@ -51,7 +51,7 @@ def test_clock_offset_is_small_on_one_machine(line: Any, eventually: Any) -> Non
         latch_us = now_us - (now_us - trigger.controller_us) % 2**32
         errors_ms.append(trigger.at_ns / 1e6 - latch_us / 1e3)
     assert len(errors_ms) == 10
-    assert min(errors_ms) >= -3  # the host port may hand a frame over before its full time on the wire
+    assert min(errors_ms) >= -0.1, "what is measured is late, never early"
     assert max(errors_ms) <= 5
 
 
