@@ -163,7 +163,6 @@ void rc_parts_flush(struct reject_controller *rc, uint8_t reason)
         rc->length--;
         settle(rc, part->part, RC_FAULT, reason);
     }
-    rc->eye_candidate = false;
     rc_gate_unproven(rc);
     rc_gate_update(rc);
 }

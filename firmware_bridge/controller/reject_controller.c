@@ -32,7 +32,8 @@ void rc_latch(struct reject_controller *rc, uint8_t fault)
 {
     rc->faults = (uint8_t)(rc->faults | fault);
     switch (fault) {
-    case RC_FAULT_ENCODER:
+    case RC_FAULT_ENCODER: /* places are unknown, that of a part just reaching the eye too */
+        rc->eye_candidate = false;
         rc_parts_flush(rc, RC_ENCODER);
         break;
     case RC_FAULT_STALLED: /* the outputs stood still meanwhile: nobody knows what passed */

@@ -164,6 +164,8 @@ class Model:
     last_latch: int | None = None
 
     def eye(self, level: bool) -> None:
+        if level == self.high:
+            return
         self.high = level
         if self.changed_at is None and level != self.stable:
             self.changed_at = self.count
@@ -221,7 +223,6 @@ class Model:
 
     def flush(self, reason: Reason) -> None:
         self.permitted = False
-        self.changed_at = None
         for part in self.open_parts():
             part.outcome = Decision.FAULT, reason
 
@@ -229,6 +230,7 @@ class Model:
         self.count += by
         self.virtual = self.count
         self.steps = 0
+        self.changed_at = None
         self.flush(Reason.ENCODER)
 
     def gate_passes(self) -> bool:
@@ -277,6 +279,9 @@ class Run:
             self.run(values[0])
             self.eye(False)
             self.run(5)
+        elif kind == "eye":
+            self.eye(values[0])
+            self.run(values[1])
         elif kind == "decide":
             back, decision, reason, stale = values
             part = len(self.model.parts) + 1 - back
@@ -329,6 +334,7 @@ VERDICTS = [
 OPS = st.one_of(
     st.tuples(st.just("run"), st.integers(1, 70)),
     st.tuples(st.just("part"), st.integers(1, 30)),
+    st.tuples(st.just("eye"), st.booleans(), st.integers(0, 4)),
     st.builds(
         lambda back, verdict, stale: ("decide", back, *verdict, stale),
         st.integers(0, 4),
@@ -357,7 +363,8 @@ def busy_schedule(seed: int) -> list[tuple[Any, ...]]:
             ops.append(("decide", 1, *random.choice(VERDICTS), False))
         if random.random() < 0.1:
             silence = [("mute",), ("run", 320), ("part", 20), ("run", 30)]
-            ops += random.choice([[("stall",)], [("jump",)], silence])
+            at_the_eye = [("eye", True, 1), ("stall",), ("run", 20), ("eye", False, 4)]
+            ops += random.choice([[("stall",)], [("jump",)], silence, at_the_eye])
             ops += [("run", 30), ("ack",)]
     return ops
 
@@ -516,6 +523,19 @@ def test_repeated_command_acts_once(core: Core) -> None:
     core.say(wire.HEARTBEAT)
     core.say(wire.ACK, sequence=sequence)  # a retry that waited in a buffer
     assert not status(core).permit
+
+
+def test_part_that_just_reached_the_eye_is_counted_after_a_stall(core: Core) -> None:
+    core.connect()
+    run(core, 10)
+    core.eye(True)
+    run(core, 1)
+    core.now_us += 300_000
+    core.wake()
+    run(core, 200)
+    assert core.strobes == [1]
+    found = {o.part: (o.decision, o.reason) for o in core.heard(wire.OUTCOME)}
+    assert found == {1: (Decision.FAULT, Reason.NOT_PERMITTED)}
 
 
 def test_accepted_part_passes_after_the_box_fell_silent(core: Core) -> None:
