@@ -59,8 +59,8 @@ class Station:
         self._counters: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._watchdog, self._on_judged = watchdog, on_judged
-        self._triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._triggers: queue.Queue[Trigger] = queue.Queue()  # SimpleQueue.get hangs on a signal before Python 3.13
+        self._stopping = False  # no Event: `stop` may interrupt whatever the main thread does
         self._sick = ""  # why the self-test failed
         self._last_part_ns = 0
         self._epoch: int | None = None
@@ -72,7 +72,7 @@ class Station:
 
     def stop(self) -> None:
         """End the loop after the part in hand. From any thread, and from a signal handler."""
-        self._stop.set()
+        self._stopping = True
 
     def run(self) -> None:
         """Inspect until `stop`. The source, the path and the journal are open and are closed by the caller.
@@ -90,7 +90,7 @@ class Station:
         self._watchdog.ready()
         try:
             wait_s = FIRST_IDLE_S
-            while not self._stop.is_set():
+            while not self._stopping:
                 try:
                     trigger = self._triggers.get(timeout=wait_s)
                 except queue.Empty:
@@ -102,7 +102,7 @@ class Station:
                 self._step_done()
         finally:
             self._operational = False
-            self._stop.set()
+            self._stopping = True
             intake.join()
             gc.enable()
             gc.unfreeze()
@@ -153,14 +153,14 @@ class Station:
 
     def _take_triggers(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stopping:
                 if trigger := self._next_trigger():
                     self._count("trigger")
                     self.source.expect(trigger)
                     self._triggers.put(trigger)
             self._intake_ended = True
         finally:
-            self._stop.set()
+            self._stopping = True
 
     def _next_trigger(self) -> Trigger | None:
         trigger = self.path.next_trigger(WAIT_S)
@@ -207,7 +207,7 @@ class Station:
         if self._sick:
             return "Error"
         if not self._operational:
-            return "Halted" if self._stop.is_set() else "Preoperational"
+            return "Halted" if self._stopping else "Preoperational"
         if time.monotonic_ns() - self._last_part_ns < RUNNING_NS:
             return "Operational/ContinuousExecution"
         return "Operational/Ready" if self.path.health().ready else "Operational/Initialized"

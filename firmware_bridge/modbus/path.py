@@ -44,7 +44,7 @@ class ModbusPath:
         self._settings, self._memory, self._inhibit = settings, memory, inhibit
         self._order = settings.word_order
         self._wire = Wire(settings)
-        self._triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
+        self._triggers: queue.Queue[Trigger] = queue.Queue()
         self._decisions: deque[Verdict] = deque()
         self._counters: Counter[str] = Counter()
         self._acks: deque[None] = deque()  # wanted by people, not yet written

@@ -51,7 +51,7 @@ class Running:
         self.notify.settimeout(30)
         environment = os.environ | {"NOTIFY_SOCKET": str(file.parent / "notify"), "WATCHDOG_USEC": "2000000"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edge.cli", "run", str(file), *options],
+            [sys.executable, "-X", "faulthandler", "-m", "edge.cli", "run", str(file), *options],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -64,7 +64,11 @@ class Running:
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=30)
+        try:
+            out, err = self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            pytest.fail(f"it does not end; its threads stand here:\n{self.process.communicate(timeout=30)[1]}")
         self.notify.close()
         return self.process.returncode, out, err
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import queue
+import signal
 import sqlite3
 import threading
 import time
@@ -25,7 +26,7 @@ from edge.journal import Journal
 from edge.judge import Judge
 from edge.scorer import Scorer, ScorerError
 from edge.sources import CaptureError
-from edge.station import Station, StationError
+from edge.station import IDLE_S, Station, StationError
 from edge.watchdog import Watchdog
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
 from firmware_bridge.reject_path import PathHealth
@@ -314,3 +315,31 @@ def test_a_station_that_hears_no_more_triggers_ends_with_an_error(
         line.station.run()
     line.journal.close()
     assert words[0].exc_type is AttributeError
+
+
+def test_a_signal_that_outlasts_the_wait_for_a_trigger_still_ends_the_loop(line: Line) -> None:
+    signals = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal signals
+        signals += 1
+        time.sleep(2 * IDLE_S)
+        if signals == 5:
+            line.station.stop()
+
+    def rescue_a_hung_loop() -> None:
+        line.station.stop()
+        line.station._triggers.put(Trigger(PartId(EPOCH, 1), 1, 1, 0, 0))
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    rescue = threading.Timer(10, rescue_a_hung_loop)
+    rescue.start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, IDLE_S, 3 * IDLE_S)
+        start_s = time.monotonic()
+        line.station.run()
+        assert time.monotonic() - start_s < 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        rescue.cancel()
+        signal.signal(signal.SIGALRM, before)
