@@ -18,16 +18,6 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 pytest_plugins = ["tests.tiny_bundle"]
 
-# Real processes in real time: a busy machine may stall one beyond its limit. One repetition, shown as a rerun.
-REAL_TIME = {"test_publish.py", "test_link_recovery.py", "test_mqtt_broker.py", "test_modbus.py", "test_station.py"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("line") or item.path.name in REAL_TIME:
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
-
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 
