@@ -34,14 +34,14 @@ def main() -> int:
     parser.add_argument("parts", type=Path, nargs="?", default=Path("out/demo"))
     arguments = parser.parse_args()
     record, budget = Record("station"), budgets("station")
-    _front_end(record, budget)
+    _front_end(arguments.bundle, record, budget)
     with tempfile.TemporaryDirectory() as folder:
         _line(Path(folder), arguments, record, budget)
     return record.finish()
 
 
-def _front_end(record: Record, budget: dict[str, float]) -> None:
-    bundle_input = read_bundle(Path("out/demo/surface.bundle")).manifest.input
+def _front_end(bundle: Path, record: Record, budget: dict[str, float]) -> None:
+    bundle_input = read_bundle(bundle).manifest.input
     rng = np.random.default_rng(0)
     frames = {name: rng.integers(0, 256, (side, side, 3)).astype(np.uint8) for name, side in _SIDES.items()}
     wide = bundle_input.source.model_copy(update={"height": (1, 4096), "width": (1, 4096), "channels": 3})

@@ -83,10 +83,25 @@ def test_any_size_gives_the_input_of_the_graph(height: int, width: int, size: in
     assert result.flags.c_contiguous
 
 
-def test_an_integer_reduction_is_the_mean_of_its_pixels() -> None:
-    frame = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    means = frame.reshape(32, 3, 32, 3, 3).mean(axis=(1, 3))
-    assert np.abs(rgb(frame, spec()).astype(float) - means).max() <= 0.51
+@pytest.mark.parametrize(("factor", "rounding"), [(2, 0.51), (3, 0.51), (4, 1.01), (5, 0.51), (6, 1.01), (8, 1.51)])
+def test_an_integer_reduction_is_the_mean_of_its_pixels(factor: int, rounding: float) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (32 * factor, 32 * factor, 3)).astype(np.uint8)
+    means = frame.reshape(32, factor, 32, factor, 3).mean(axis=(1, 3))
+    errors = rgb(frame, spec()).astype(float) - means
+    assert np.abs(errors).max() <= rounding
+    assert abs(errors.mean()) <= 0.5
+
+
+@pytest.mark.parametrize("side", [63, 65, 90, 100, 127, 130])
+def test_any_other_reduction_is_close_to_the_mean_of_the_area(side: int) -> None:
+    frame = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8), (0, 0), 3)
+    edges = np.linspace(0, side, 33)
+    cover = np.clip(
+        np.minimum(edges[1:, None], np.arange(1, side + 1)) - np.maximum(edges[:-1, None], np.arange(side)), 0, 1
+    )
+    cover /= cover.sum(1, keepdims=True)
+    means = np.einsum("ih,hwc,jw->ijc", cover, frame.astype(float), cover)
+    assert np.abs(rgb(frame, spec()).astype(float) - means).max() <= 2.5
 
 
 def test_a_frame_that_is_a_view_is_read_right() -> None:
