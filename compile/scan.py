@@ -96,7 +96,7 @@ class Decay(nn.Module):
 
 
 def widen(v: Tensor, width: int) -> Tensor:
-    """[G, L, 1] to [G, L, width] by a product: runtimes broadcast along a short last axis at half the speed."""
+    """[G, L] to [G, L, width] by a product: runtimes broadcast along a short last axis at half the speed."""
     return (v.reshape(-1, 1) @ v.new_ones(1, width)).reshape(-1, v.shape[1], width)
 
 

@@ -166,7 +166,7 @@ class Stream(nn.Module):
             + past[:, :, 2 : length + 2] * taps[2]
             + past[:, :, 3:] * taps[3]
         )
-        dt = _softplus(step)
+        dt = _softplus(step.squeeze(2))
         rate = -torch.exp(self.log_rate).reshape(-1, 1)
         a = (dt.reshape(-1, size.heads, length) * rate).reshape(-1, length)
         y: Tensor = self.scan(x.reshape(-1, length, each) * widen(dt, each), a, b, c)
@@ -414,4 +414,4 @@ def _softplus(x: Tensor) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root-mean-square normalisation; its gain lies in the linear map that follows."""
-    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5)
+    return x * torch.rsqrt((x * x).mean(-1) + 1e-5).unsqueeze(-1)
