@@ -39,7 +39,7 @@ def rgb(image: NDArray[np.uint8] | NDArray[np.uint16], spec: Input) -> NDArray[n
     _check(image, spec)
     size = (spec.width, spec.height)
     picture: NDArray[Any] = image
-    while _halves_well(*picture.shape[:2], spec):
+    while _halves_well(picture.shape[0], picture.shape[1], spec):
         half = picture.shape[1] // 2, picture.shape[0] // 2
         picture = cv2.resize(picture, half, interpolation=cv2.INTER_AREA)
     if picture.shape[:2] != (spec.height, spec.width):

@@ -6,8 +6,8 @@ preceding ones, and the discrepancy between predicted and original tokens as the
 public; this is VarAD-style with constants unverified, not a reproduction.
 
 Ours: the Mamba-2 form of the scan (`compile.scan`); a convolutional trunk; and probability in place of a bare distance.
-The model predicts a mean and a scale for each channel of the next token and is fitted by maximum likelihood, so that
-the discrepancy is counted in standard deviations: an unpredictable but normal texture is no anomaly. The adapter is a
+The model predicts the mean and one scale of the next token and is fitted by maximum likelihood, so that the
+discrepancy is counted in standard deviations: an unpredictable but normal texture is no anomaly. The adapter is a
 linear map that starts as whitening; its log-determinant in the likelihood pays for every direction that it would
 shrink, which is what keeps it from collapsing the task to a constant. A token of the fine hierarchy holds 2x2 cells, so
 that all hierarchies have one token length; the symmetric form of whitening keeps each of its channels near its own
@@ -139,7 +139,7 @@ class Stream(nn.Module):
         self.log_rate = nn.Parameter(torch.zeros(size.heads))
         self.skip = nn.Parameter(torch.ones(width))
         self.out_proj = nn.Linear(width, width)
-        self.readout = nn.Linear(width, 2 * self.channels)
+        self.readout = nn.Linear(width, self.channels + 1)
 
     def adapt(self, feature: Tensor) -> Tensor:
         """Trunk map [B, C, h, w] to adapted tokens [B, L, C * fold^2], row-major; a token's channels: channel, cell."""
@@ -149,7 +149,7 @@ class Stream(nn.Module):
         return functional.conv2d(feature, kernel, offset, stride=fold).flatten(2).transpose(1, 2)
 
     def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and negative log scale [B, 4, L, C] of each token, from the tokens before it in each direction."""
+        """Mean [B, 4, L, C] and negative log scale [B, 4, L] of each token, from those before it in each direction."""
         size, width = self.size, self.size.width
         length, each = tokens.shape[1], width // size.heads
         outer, inner = self._offsets()
@@ -179,11 +179,11 @@ class Stream(nn.Module):
         )
         y = _rms(y * functional.silu(gate))
         hidden = _rms(residual + self.out_proj(y))
-        weights, biases = self.readout.weight.chunk(2), self.readout.bias.chunk(2)
-        mean = functional.linear(hidden, weights[0], biases[0])
-        raw = functional.linear(hidden, weights[1] / -LOG_SCALE, biases[1] / -LOG_SCALE)
-        shape = (-1, DIRECTIONS, length, self.channels)
-        return mean.reshape(shape), LOG_SCALE * torch.tanh(raw).reshape(shape)
+        weights, biases = self.readout.weight, self.readout.bias
+        mean = functional.linear(hidden, weights[1:], biases[1:])
+        raw = functional.linear(hidden, weights[:1] / -LOG_SCALE, biases[:1] / -LOG_SCALE)
+        shape = (-1, DIRECTIONS, length)
+        return mean.reshape(*shape, self.channels), LOG_SCALE * torch.tanh(raw.reshape(shape))
 
     def _offsets(self) -> tuple[list[Tensor], list[Tensor]]:
         """What each step adds to the projections of the token before it: bias, place, direction, and BOS at the first.
@@ -218,9 +218,9 @@ class Stream(nn.Module):
         tokens = self.adapt(feature)
         noise = torch.randn(tokens.shape)  # randn_like would keep the transposed layout, ten times as slow
         mean, sharpness = self.predict(tokens + CONTEXT_NOISE * noise)
-        error = (tokens[:, None] - mean) * torch.exp(sharpness)
+        error = (tokens[:, None] - mean) * torch.exp(sharpness).unsqueeze(3)
         volume = torch.linalg.slogdet(self.adapter)[1] / tokens.shape[2]
-        out: Tensor = (0.5 * error.square() - sharpness).mean() - volume
+        out: Tensor = 0.5 * error.square().mean() - sharpness.mean() - volume
         return out
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -231,9 +231,10 @@ class Stream(nn.Module):
         """Squared error in predicted standard deviations, mean over channels and directions, smoothed: [B, h, w]."""
         tokens = self.adapt(feature)
         mean, sharpness = self.predict(tokens)
-        error = (tokens[:, None] - mean) * torch.exp(sharpness)
+        error = tokens[:, None] - mean
         cells = (error * error).reshape(-1, self.channels) @ self.per_cell
-        cells = cells.reshape(-1, DIRECTIONS, tokens.shape[1], self.size.fold**2).mean(1)
+        cells = cells.reshape(-1, DIRECTIONS, tokens.shape[1], self.size.fold**2)
+        cells = (cells * torch.exp(2 * sharpness).unsqueeze(3)).mean(1)
         grid = cells.transpose(1, 2).reshape(-1, self.size.fold**2, *self.grid)
         return self.blur_rows @ functional.pixel_shuffle(grid, self.size.fold)[:, 0] @ self.blur_columns
 
