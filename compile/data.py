@@ -11,6 +11,7 @@ blank picture; a set that mixes channels or bit depths, where the larger part de
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -146,6 +147,7 @@ def read_data(
             f"{because}. Add images of good parts."
         )
     groups = _groups(kept, group_by, remarks)
+    _report_leaks(kept, test, remarks)
     return DataSet(
         folder,
         layout,
@@ -247,6 +249,24 @@ def _groups(kept: Sequence[_Seen], group_by: str, remarks: list[str]) -> NDArray
             f"{first} and {second}: if they are one, the threshold promises too much."
         )
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def _report_leaks(kept: Sequence[_Seen], test: Sequence[LabelledImage], remarks: list[str]) -> None:
+    """Name test pictures that look like a training part: what is measured on them flatters."""
+    tried: list[_Seen] = []
+    for image in test:
+        with contextlib.suppress(UnreadableImageError):  # named where the test pictures are loaded
+            tried.append(_look(image.path))
+    if not tried:
+        return
+    alike = near_duplicates(np.stack([item.thumbnail for item in (*kept, *tried)]))
+    pairs = alike.across(np.arange(len(kept), len(kept) + len(tried)))
+    if pairs:
+        training, tested, _ = pairs[0]
+        remarks.append(
+            f"{len({pair[1] for pair in pairs})} of {len(tried)} test images look like a part of the training images, "
+            f"for example {tried[tested - len(kept)].path.name} like {kept[training].path.name}: accuracy flatters."
+        )
 
 
 def _key(path: Path, pattern: str) -> str:

@@ -137,6 +137,19 @@ def test_sizes_that_vary_widen_what_is_inspected(flat: Path, photographs, write)
     assert found.longer_side == 144
 
 
+def test_a_test_picture_of_a_training_part_is_reported(tmp_path: Path, write) -> None:
+    moon = data.moon()
+    pieces = [moon[y : y + 96, x : x + 96] for y in range(0, 400, 100) for x in range(0, 500, 100)]
+    for i, piece in enumerate(pieces):
+        write(tmp_path / "train" / "good" / f"{i:02}.png", piece)
+    write(tmp_path / "test" / "good" / "fresh.png", moon[400:496, :96])
+    assert read_data(tmp_path).remarks == []
+    write(tmp_path / "test" / "good" / "leaked.png", (np.roll(pieces[3], 2, axis=1) * 0.9).astype(np.uint8))
+    [remark] = read_data(tmp_path).remarks
+    assert "1 of 2 test images" in remark
+    assert "leaked.png like 03.png" in remark
+
+
 def test_pictures_of_one_part_form_one_group(tmp_path: Path, write) -> None:
     moon = data.moon()
     for i in range(24):
