@@ -129,7 +129,7 @@ def read_data(
     )
     test = _test_images(folder, skipped) if layout == "mvtec" else []
     seen: list[_Seen] = []
-    total = len(files)
+    total = len(files) + len(test)
     for done, path in enumerate(files, start=1):
         try:
             seen.append(_look(path))
@@ -143,11 +143,11 @@ def read_data(
         reasons = Counter(item.reason for item in skipped if item.path in set(files)).most_common(3)
         because = "; skipped: " + ", ".join(f"{count} x {reason}" for reason, count in reasons) if reasons else ""
         raise DataError(
-            f"{folder}: {len(kept)} usable good image(s) among {total} file(s), at least {FEWEST_PARTS} are needed"
+            f"{folder}: {len(kept)} usable good image(s) among {len(files)} file(s), at least {FEWEST_PARTS} are needed"
             f"{because}. Add images of good parts."
         )
     groups = _groups(kept, group_by, remarks)
-    _report_leaks(kept, test, remarks)
+    _report_leaks(kept, test, remarks, lambda done: tick(len(files) + done, total) if tick else None)
     return DataSet(
         folder,
         layout,
@@ -251,12 +251,15 @@ def _groups(kept: Sequence[_Seen], group_by: str, remarks: list[str]) -> NDArray
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def _report_leaks(kept: Sequence[_Seen], test: Sequence[LabelledImage], remarks: list[str]) -> None:
+def _report_leaks(
+    kept: Sequence[_Seen], test: Sequence[LabelledImage], remarks: list[str], tick: Callable[[int], None]
+) -> None:
     """Name test pictures that look like a training part: what is measured on them flatters."""
     tried: list[_Seen] = []
-    for image in test:
+    for done, image in enumerate(test, start=1):
         with contextlib.suppress(UnreadableImageError):  # named where the test pictures are loaded
             tried.append(_look(image.path))
+        tick(done)
     if not tried:
         return
     alike = near_duplicates(np.stack([item.thumbnail for item in (*kept, *tried)]))
