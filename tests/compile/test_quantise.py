@@ -149,11 +149,13 @@ def test_seven_bit_weights_do_not_saturate_in_the_fused_kernels(groups, kernel) 
 
 
 def test_the_fused_kernels_say_what_the_graph_says(trunk, inputs, calibrated, rounded) -> None:
-    """They differ by roundings of single steps, which add up along the trunk."""
+    """One rounding in 100,000 falls the other way in the first layers; by the last it has grown to a step in every
+    second value, without a bias."""
     model = render(trunk, calibrated[0].ranges, ONNX_RUNTIME, rounded=rounded["int8"])
     fused, exact = (maps(model, np.stack(inputs[:2]), exact=flag) for flag in (False, True))
     for a, b in zip(fused, exact, strict=True):
         assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.05
+        assert abs((a - b).mean()) / b.std() < 0.005
 
 
 def test_the_original_graph_is_left_alone(trunk, calibrated) -> None:
