@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.line import LineRun, run_line
 from benchmarks.record import RESULTS, budgets, machine
-from calibration.threshold import ThresholdResult, overkill_interval, rank_for
+from calibration.threshold import DEFAULT_TARGET, ThresholdResult, overkill_interval, rank_for
 from compile.backbone import Trunk
 from compile.evaluate import load_masks, test_row
 from compile.evidence import Interval, TestRow
@@ -72,9 +72,7 @@ class Result:
 def main() -> int:
     arguments = _arguments()
     console = Console(record=True, width=170, file=sys.stdout)
-    console.print(
-        f"accuracy, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, target {arguments.target:.1%} false rejects"
-    )
+    console.print(f"accuracy, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
     console.print(machine(), highlight=False)
     results = []
     for folder in arguments.data:
@@ -149,7 +147,7 @@ def _patchcore(
     """Fit PatchCore on the very parts that the shipped head learned from, and score the test pictures."""
     trunk = Trunk()
     side = compiled.bundle.manifest.map_height
-    plan = plan_split(groups, settings.target_false_reject, settings.seed)
+    plan = plan_split(groups, settings.target_false_reject or DEFAULT_TARGET, settings.seed)
     learned = good if plan.cross_fitted else good[plan.folds[0][0]]
     features = torch.cat([patch_features(trunk, picture[None])[0] for picture in learned])
     model = PatchCore(trunk, features[greedy_coreset(features, seed=settings.seed)])
@@ -248,7 +246,7 @@ def _arguments() -> argparse.Namespace:
     shared = Path(os.environ.get("BELTLINE_DATA", "."))
     parser.add_argument("data", nargs="*", type=Path, default=[shared / name for name in DATA_SETS])
     parser.add_argument("--size", type=int, default=256, help="side of the graph's input, pixels")
-    parser.add_argument("--target", type=float, default=0.01, help="false-reject target")
+    parser.add_argument("--target", type=float, help="false-reject target; by default that of `beltline compile`")
     parser.add_argument("--fit-steps", type=int, default=FIT_STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -25,6 +25,8 @@ from scipy import stats
 
 SMALLEST_CALIBRATION = 20  # parts
 OUTLYING = 1.5  # interquartile ranges: a gap beside the threshold that wide has an outlier on its far side
+DEFAULT_TARGET = 0.01
+DEFAULT_ABOVE = 3  # parts expected above a default threshold at least: one or two odd parts must not decide it
 TAIL_PARTS = 20  # exceedances that a tail model must be fitted on
 TAIL_SHARE = 0.2  # of the parts, at most
 TAIL_RESAMPLES = 400
@@ -104,6 +106,14 @@ def set_threshold(
         approximate=cross_fitted,
         flagged="; ".join(flags),
     )
+
+
+def default_target(parts: int) -> float:
+    """Give the false-reject target where nobody stated one: 1 %, or 3/(n+1) where n parts are too few for that.
+
+    At 1/(n+1), the strictest target that n parts support, the single oddest good part would set the threshold.
+    """
+    return max(DEFAULT_TARGET, DEFAULT_ABOVE / (parts + 1))
 
 
 def rank_for(n: int, target: float) -> int:

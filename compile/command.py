@@ -32,7 +32,10 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     budget_ms: Annotated[
         float | None, typer.Option(help="Time for the graph on one thread of this machine, ms.")
     ] = None,
-    target_false_reject: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.01,
+    target_false_reject: Annotated[
+        float | None,
+        typer.Option(help="Share of good parts that may be rejected. [default: 0.01; more below 299 good parts]"),
+    ] = None,
     group_by: Annotated[
         str,
         typer.Option(help="Which images show one part: near-duplicates, folder, or a regular expression on the name."),
@@ -46,7 +49,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
-    if not 0 < target_false_reject < 1:
+    if target_false_reject is not None and not 0 < target_false_reject < 1:
         raise typer.BadParameter(f"{target_false_reject}: must lie between 0 and 1", param_hint="--target-false-reject")
     settings = Settings(
         data, output, size, smallest_defect, budget_ms, target_false_reject, seed, group_by, name, version, fit_steps
@@ -115,6 +118,7 @@ def _print(compiled: Compiled) -> None:
                 f"{row.defective_accepted} of {row.defective} defective accepted",
                 markup=False,
             )
+    console.print(found.promise, markup=False)
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(

@@ -58,6 +58,7 @@ class Evidence:
     data: DataSet
     size: SizeChoice
     split: str = ""  # for people
+    promise: str = ""  # the threshold's, for people
     thresholds: dict[GraphName, ThresholdResult] = field(default_factory=dict)
     good_scores: dict[GraphName, NDArray[np.float64]] = field(default_factory=dict)  # of parts not trained on
     good_names: list[str] = field(default_factory=list)  # of the same pictures, in the same order

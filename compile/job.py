@@ -31,7 +31,7 @@ class Settings:
     size: int | None = None
     smallest_defect_px: float | None = None
     budget_ms: float | None = None
-    target_false_reject: float = 0.01
+    target_false_reject: float | None = None  # `default_target` of the parts
     seed: int = 0
     group_by: str = "near-duplicates"
     name: str = ""

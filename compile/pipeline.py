@@ -15,6 +15,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from calibration.threshold import DEFAULT_TARGET
 from compile.anomaly_graph import AnomalyGraph
 from compile.backbone import Trunk
 from compile.bundle_writer import check_writable, to_json, write_bundle
@@ -89,7 +90,7 @@ def _compile(job: Job) -> Compiled:
     with step("load"):
         pictures, groups, names = _load_good(job)
         test = _load_test(job)
-    plan = plan_split(groups, job.settings.target_false_reject, job.settings.seed)
+    plan = plan_split(groups, job.settings.target_false_reject or DEFAULT_TARGET, job.settings.seed)
     job.evidence.split = plan.words
     trunk = Trunk()
     with step("quantise"):

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from calibration.threshold import set_threshold
+from calibration.threshold import DEFAULT_ABOVE, DEFAULT_TARGET, default_target, set_threshold
 from compile.anomaly_graph import AnomalyGraph
 from compile.data import LabelledImage
 from compile.evaluate import load_masks, test_row
@@ -45,6 +45,8 @@ def set_thresholds(
 ) -> NDArray[np.int64]:
     """Set one threshold per graph from its own scores of held-out parts; returns which pictures those are."""
     held = np.concatenate([rows for _, rows in plan.folds])
+    parts = int(np.unique(groups[held]).size)
+    target = job.settings.target_false_reject or default_target(parts)
     for name in FILES:
         scores = np.concatenate(
             [
@@ -54,7 +56,18 @@ def set_thresholds(
         )
         job.evidence.good_scores[name] = scores
         job.evidence.thresholds[name] = set_threshold(
-            scores, job.settings.target_false_reject, cross_fitted=plan.cross_fitted, groups=groups[held].tolist()
+            scores, target, cross_fitted=plan.cross_fitted, groups=groups[held].tolist()
+        )
+    found = job.evidence.thresholds["float"]
+    low, high = found.interval
+    job.evidence.promise = (
+        f"The threshold, {found.rule}, rejects {found.target_false_reject:.2%} of good parts "
+        f"(95 % interval {low:.2%} to {high:.2%})."
+    )
+    if job.settings.target_false_reject is None and target > DEFAULT_TARGET:
+        job.evidence.promise += (
+            f" {parts} good parts say too little about {DEFAULT_TARGET:.0%}: {DEFAULT_ABOVE} of {parts + 1} was aimed "
+            f"at, as at the oddest part alone the threshold would be luck. --target-false-reject asks for another."
         )
     return held
 

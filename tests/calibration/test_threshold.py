@@ -14,6 +14,7 @@ from calibration.threshold import (
     _Tail,
     _tail_quantile,
     _tail_rate,
+    default_target,
     false_reject_interval,
     overkill_interval,
     rank_for,
@@ -250,3 +251,18 @@ def test_tail_arithmetic_is_the_generalised_pareto_law(shape: float) -> None:
         value = _tail_quantile(tail, rate)
         assert value == pytest.approx(law.isf(rate / 0.2))
         assert _tail_rate(tail, value) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("parts", "target"), [(20, 3 / 21), (30, 3 / 31), (126, 3 / 127), (299, 0.01), (5000, 0.01)])
+def test_the_default_target_leaves_three_parts_above_the_threshold_or_is_one_percent(parts: int, target: float) -> None:
+    assert default_target(parts) == pytest.approx(target)
+    scores = np.random.default_rng(0).lognormal(size=parts)
+    found = set_threshold(scores, default_target(parts))
+    assert np.sum(scores > found.value) >= 2
+    assert not found.flagged or "gap" in found.flagged
+
+
+def test_one_odd_part_does_not_move_a_default_threshold() -> None:
+    scores = np.random.default_rng(0).lognormal(size=30)
+    odd = np.where(scores == scores.max(), 1000.0, scores)
+    assert set_threshold(odd, default_target(30)).value == set_threshold(scores, default_target(30)).value
