@@ -17,6 +17,7 @@ from calibration.threshold import CalibrationError
 from compile.job import FIT_STEPS, Settings
 from compile.job import Progress as Tick
 from compile.pipeline import Compiled, compile_data
+from compile.wishes import WishError
 from edge.errors import BeltlineError
 
 
@@ -43,20 +44,18 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     seed: Annotated[int, typer.Option(help="Fixes splits and fit.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the product. [default: the bundle's file name]")] = "",
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
-    fit_steps: Annotated[
-        int, typer.Option(help="Optimiser steps of each fit; the time is proportional.", min=20)
-    ] = FIT_STEPS,
+    fit_steps: Annotated[int, typer.Option(help="Optimiser steps of each fit; the time is proportional.")] = FIT_STEPS,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
-    if target_false_reject is not None and not 0 < target_false_reject < 1:
-        raise typer.BadParameter(f"{target_false_reject}: must lie between 0 and 1", param_hint="--target-false-reject")
     settings = Settings(
         data, output, size, smallest_defect, budget_ms, target_false_reject, seed, group_by, name, version, fit_steps
     )
     try:
         with _bars(enabled=not as_json) as tick:
             compiled = compile_data(settings, tick)
+    except WishError as error:
+        raise typer.BadParameter(str(error)) from error
     except CalibrationError as error:
         raise BeltlineError(str(error)) from error
     summary = summarise(compiled)

@@ -273,10 +273,7 @@ def _report_leaks(
 
 
 def _key(path: Path, pattern: str) -> str:
-    try:
-        match = re.search(pattern, path.name)
-    except re.error as error:
-        raise DataError(f"--group-by {pattern!r} is not a regular expression ({error}).") from error
+    match = re.search(pattern, path.name)
     if match is None:
         raise DataError(f"--group-by {pattern!r} does not match {path.name}: every image needs a part.")
     return match.group(1) if match.groups() else match.group(0)

@@ -45,21 +45,16 @@ def choose_size(
     Args:
         longer_side: of the largest source picture, pixels; the picture is stretched to a square.
         size: asked for, a multiple of 32: then nothing is chosen.
-        smallest_defect_px: diameter of the smallest defect that must be found, source pixels.
-        budget_ms: time for the graph on one thread.
+        smallest_defect_px: diameter of the smallest defect that must be found, source pixels; at least 1.
+        budget_ms: time for the graph on one thread, finite and above zero.
         ms_per_megapixel: of the graph on this machine; needed with a budget.
 
     Raises:
-        ImageSizeError: the size is no multiple of 32 in 128..1024, a wish is not positive, or the budget is too small.
+        ImageSizeError: the budget is too small for the smallest input.
 
     """
     if size is not None:
-        if size % STEP or not SMALLEST <= size <= LARGEST:
-            raise ImageSizeError(f"--size {size}: give a multiple of {STEP} from {SMALLEST} to {LARGEST}.")
         return SizeChoice(size, f"{size} px was asked for with --size.", _missed(size, longer_side, smallest_defect_px))
-    for name, wish in (("--smallest-defect", smallest_defect_px), ("--budget-ms", budget_ms)):
-        if wish is not None and not wish > 0:
-            raise ImageSizeError(f"{name} {wish}: must be above zero.")
     defect = smallest_defect_px if smallest_defect_px is not None else ASSUMED_DEFECT * longer_side
     needed = _up(DEFECT_PIXELS * longer_side / defect)
     stated = "stated" if smallest_defect_px is not None else "not stated and taken"
@@ -72,7 +67,7 @@ def choose_size(
     chosen = min(max(chosen, SMALLEST), LARGEST)
     if budget_ms is not None:
         assert ms_per_megapixel is not None
-        affordable = int((budget_ms / ms_per_megapixel * 1e6) ** 0.5) // STEP * STEP
+        affordable = int(min((budget_ms / ms_per_megapixel * 1e6) ** 0.5, LARGEST)) // STEP * STEP
         words.append(
             f"{budget_ms:g} ms pay for {affordable} px here ({ms_per_megapixel:.0f} ms per megapixel, one thread)."
         )

@@ -19,6 +19,7 @@ Graphs = dict[GraphName, onnx.ModelProto]
 
 FILES: dict[GraphName, str] = {"float": "model.onnx", "int8": "model.int8.onnx", "trt": "model.trt.onnx"}
 MAP_LIMIT = 256  # pixels a side
+LEAST_FIT_STEPS = 20
 FIT_STEPS = 120  # more gains little; 300 pictures must take no more than six minutes on two cores
 
 

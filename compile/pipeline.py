@@ -43,6 +43,7 @@ from compile.proof import (
 )
 from compile.report import render_report
 from compile.split_plan import plan_split
+from compile.wishes import check_wishes
 from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Threshold
 
 MEASURED_SIZE = 256  # pixels: where the cost of a megapixel is measured
@@ -70,6 +71,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
         CalibrationError, FitError, BundleError: the same, from the step that names it.
 
     """
+    check_wishes(settings)
     check_writable(settings.output)
     clock = Clock(progress)
     with one_thread(), tempfile.TemporaryDirectory(prefix="beltline-") as folder:

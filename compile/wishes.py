@@ -1,0 +1,47 @@
+"""Check what the user asked for by itself, before any picture is read."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from compile.image_size import LARGEST, SMALLEST, STEP
+from compile.job import LEAST_FIT_STEPS, Settings
+from edge.errors import BeltlineError
+
+LARGEST_SEED = 2**32 - 1
+GROUPINGS = ("near-duplicates", "folder")
+
+
+class WishError(BeltlineError):
+    """A wish that no data could meet. The message has the option, the value and what is allowed."""
+
+
+def check_wishes(wanted: Settings) -> None:
+    """Refuse wishes that make no sense whatever the data.
+
+    Raises:
+        WishError: for the first of them.
+
+    """
+    size, defect, budget, target = wanted.size, wanted.smallest_defect_px, wanted.budget_ms, wanted.target_false_reject
+    if size is not None and (size % STEP or not SMALLEST <= size <= LARGEST):
+        raise WishError(f"--size {size}: give a multiple of {STEP} from {SMALLEST} to {LARGEST}.")
+    if defect is not None and not 1 <= defect < math.inf:
+        raise WishError(f"--smallest-defect {defect}: give a diameter of at least 1 source pixel.")
+    if budget is not None and not 0 < budget < math.inf:
+        raise WishError(f"--budget-ms {budget}: give milliseconds above zero, or leave it out for no limit.")
+    if target is not None and not 0 < target < 1:
+        raise WishError(f"--target-false-reject {target}: must lie between 0 and 1, for example 0.01.")
+    if not 0 <= wanted.seed <= LARGEST_SEED:
+        raise WishError(f"--seed {wanted.seed}: give a whole number from 0 to {LARGEST_SEED}.")
+    if wanted.fit_steps < LEAST_FIT_STEPS:
+        raise WishError(f"--fit-steps {wanted.fit_steps}: at least {LEAST_FIT_STEPS} are needed.")
+    if wanted.group_by not in GROUPINGS:
+        try:
+            re.compile(wanted.group_by)
+        except re.error as error:
+            raise WishError(
+                f"--group-by {wanted.group_by!r}: give {' or '.join(GROUPINGS)}, or a regular expression "
+                f"(this is none: {error})."
+            ) from error
