@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,7 +54,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         data, output, size, smallest_defect, budget_ms, target_false_reject, seed, group_by, name, version, fit_steps
     )
     try:
-        with _bars(enabled=not as_json) as tick:
+        with _ending_well(), _bars(enabled=not as_json) as tick:
             compiled = compile_data(settings, tick)
     except WishError as error:
         raise typer.BadParameter(str(error)) from error
@@ -84,6 +86,25 @@ def summarise(compiled: Compiled) -> dict[str, object]:
         "seconds": found.seconds,
         "warnings": found.warnings,
     }
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Let SIGINT and SIGTERM unwind what was begun: scratch files and the processes of fits go."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:
+        Console(stderr=True).print("beltline compile: interrupted, nothing was written")
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

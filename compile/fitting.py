@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import queue
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -64,10 +65,15 @@ def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Var
     told: Queue[tuple[str, int, int]] = context.Queue()
     workers = min(processes, len(fits))
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(told,)) as pool:
-        running = [pool.submit(_work, each) for each in fits]
-        while not all(each.done() for each in running):
-            with suppress(queue.Empty):
-                progress(*told.get(timeout=POLL_S))
+        try:
+            running = [pool.submit(_work, each) for each in fits]
+            while not all(each.done() for each in running):
+                with suppress(queue.Empty):
+                    progress(*told.get(timeout=POLL_S))
+        except BaseException:  # leaving the pool waits for the fits, which nobody wants any more
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         while not told.empty():
             progress(*told.get())
         return [cast(VarAD, pickle.loads(each.result())) for each in running]  # noqa: S301 - from our own worker
@@ -76,6 +82,7 @@ def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Var
 def _start_worker(told: Queue[tuple[str, int, int]]) -> None:
     global _told  # noqa: PLW0603 - a queue reaches a worker only at its start
     _told = told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started the worker ends it
     torch.set_num_threads(1)
 
 
