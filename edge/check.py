@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.bundle import Bundle, read_bundle
-from edge.control import ControlError, ask
+from edge.control import occupied
 from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
+from edge.lock import is_held
 from edge.reject import describe
 from edge.scorer import Scorer, choose_scorer, measure_ms
 from edge.settings import CameraSource, FolderSource, Settings, VideoSource
@@ -42,7 +43,7 @@ def check_station(settings: Settings) -> list[Finding]:
     findings.append(Finding("mqtt", broker))
     bench = settings.reject.kind == "none"
     for key, file, look in (
-        ("journal", settings.paths.journal, _writable),
+        ("journal", settings.paths.journal, _journal),
         ("control", settings.paths.control, _control),
     ):
         if bench and key not in settings.paths.model_fields_set:
@@ -119,14 +120,15 @@ def _writable(key: str, file: Path) -> Finding:
     return Finding(key, f"{file}: {problem}. Create it, or set [paths] {key}.", ok=False)
 
 
+def _journal(key: str, file: Path) -> Finding:
+    if is_held(file):
+        return Finding(key, f"{file}: a station is running and writes this journal", ok=False)
+    return _writable(key, file)
+
+
 def _control(key: str, file: Path) -> Finding:
-    if file.exists():
-        try:
-            ask(file, "status")
-        except ControlError:
-            pass
-        else:
-            return Finding(key, f"{file}: a station is running here", ok=False)
+    if problem := occupied(file):
+        return Finding(key, problem, ok=False)
     return _writable(key, file if file.parent.exists() else file.parent)  # a missing folder is made at the start
 
 

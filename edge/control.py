@@ -3,8 +3,9 @@
 Wire: a Unix stream socket, mode 0660, so that its group may operate the station. One request per connection: one line
 of JSON, {"do": "status"}; one line comes back, {"ok": true, "reply": ...} or {"ok": false, "error": "..."}. A request
 that is too long, too slow, no JSON or of an unknown name is answered with an error. The server has a thread of its own
-and serves one connection after the other: nobody who asks can hold up the loop. A socket that a killed station left
-behind is replaced; one that answers means that another station runs.
+and serves one connection after the other: nobody who asks can hold up the loop. A lock beside the socket says who owns
+it. Only a socket that nobody listens to is replaced: what a killed station left behind. Any other file of that name is
+left alone, and a stopped station keeps its socket.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import stat
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge.errors import BeltlineError
+from edge.lock import hold
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,9 @@ SILENCE_S = 0.5  # of a client, after which the server turns to the next one
 
 class ControlError(BeltlineError):
     """The station is not there, or refuses what was asked."""
+
+
+_RUNNING = "{}: another station is running. Stop it, or set [paths] control."
 
 
 class ControlServer:
@@ -43,26 +49,27 @@ class ControlServer:
         """Listen.
 
         Raises:
-            ControlError: another station listens here, or the folder cannot be written.
+            ControlError: another station listens here, something else has this name, or the folder cannot be written.
+            LockError: another station is about to listen here.
 
         """
-        if self._path.exists():
-            try:
-                ask(self._path, "status")
-            except ControlError:
-                self._path.unlink()
-            else:
-                raise ControlError(f"{self._path}: another station is running. Stop it, or set [paths] control.")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if problem := occupied(self._path):
+            raise ControlError(problem)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = hold(self._path, _RUNNING.format(self._path))
+        except OSError as error:
+            raise self._cannot(error) from error
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._path.unlink(missing_ok=True)
             self._listener.bind(str(self._path))
             self._path.chmod(0o660)
+            self._inode = self._path.lstat().st_ino
         except OSError as error:
             self._listener.close()
-            raise ControlError(
-                f"{self._path}: cannot listen ({error.strerror or error}). Set [paths] control in the station file."
-            ) from error
+            self._lock.close()
+            raise self._cannot(error) from error
         self._listener.listen(8)
         self._thread.start()
 
@@ -71,7 +78,13 @@ class ControlServer:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        if self._path.exists() and self._path.lstat().st_ino == self._inode:  # not another's, should ours be gone
+            self._path.unlink()
+        self._lock.close()
+
+    def _cannot(self, error: OSError) -> ControlError:
+        why = error.strerror or error
+        return ControlError(f"{self._path}: cannot listen ({why}). Set [paths] control in the station file.")
 
     def _serve(self) -> None:
         while True:
@@ -102,6 +115,24 @@ class ControlServer:
             return {"ok": True, "reply": handler()}
         except RuntimeError as error:
             return {"ok": False, "error": str(error)}
+
+
+def occupied(path: Path) -> str | None:
+    """Why no station can listen at `path`; None where nothing is, or only the socket of a station that died."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return f"{path}: a file that is no socket has this name. Move it away, or set [paths] control."
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(SILENCE_S)
+            connection.connect(str(path))
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        return None
+    except BlockingIOError:  # its queue is full
+        return _RUNNING.format(path)
+    except OSError as error:
+        why = error.strerror or error
+        return f"{path}: cannot tell whether a station runs here ({why}). Remove it if none does, or use sudo."
+    return _RUNNING.format(path)
 
 
 def ask(path: Path, request: str) -> Any:

@@ -10,7 +10,6 @@ starts there. A receiver may see a part twice, with the same `id`; never a gap, 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import time
@@ -25,7 +24,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from edge.control import ControlError, ask
-from edge.errors import BeltlineError
+from edge.lock import hold
 from edge.outbox import Outbox, Row
 from edge.watchdog import Watchdog
 from firmware_bridge.mqtt.broker import Broker
@@ -248,28 +247,17 @@ def verdict_message(row: Row) -> VerdictMessage:
     )
 
 
-def lock(cursor_file: Path) -> IO[str]:
+def lock(cursor_file: Path) -> IO[bytes]:
     """Hold the cursor for this process alone; the lock goes with the returned file.
 
     Raises:
-        BeltlineError: another publisher has it, or the folder cannot be written.
+        LockError: another publisher has it, or the folder cannot be written.
 
     """
-    file = cursor_file.with_name(cursor_file.name + ".lock")
-    try:
-        held = file.open("w", encoding="ascii")
-    except OSError as error:
-        raise BeltlineError(
-            f"{file}: {error.strerror}. The cursor lives beside the journal: its folder must be writable."
-        ) from None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held.close()
-        raise BeltlineError(
-            f"another `beltline publish` holds {file}: stop it first (systemctl stop beltline-publish)"
-        ) from None
-    return held
+    return hold(
+        cursor_file,
+        f"another `beltline publish` holds {cursor_file}: stop it first (systemctl stop beltline-publish)",
+    )
 
 
 def publisher(settings: MqttSettings, site: str, line: str, name: str, journal: Path, **more: Any) -> Publisher:

@@ -13,6 +13,7 @@ from edge.bundle import read_bundle
 from edge.control import ControlServer
 from edge.journal import Journal
 from edge.judge import Judge, Judged
+from edge.lock import hold
 from edge.reject import make_path
 from edge.scorer import choose_scorer
 from edge.settings import Settings
@@ -35,7 +36,7 @@ def started(
     for trying a bundle beside a station, and marks its outcomes as dry run.
 
     Raises:
-        BeltlineError: bundle, graph, source, or another station on the same control socket.
+        BeltlineError: bundle, graph, source, or a journal or control socket that another station has or nobody can make.
 
     """
     bundle = read_bundle(settings.bundle.path)
@@ -48,6 +49,8 @@ def started(
         journal_file = settings.paths.journal
         if bench and "journal" not in settings.paths.model_fields_set:
             journal_file = Path(stack.enter_context(TemporaryDirectory(prefix="beltline-bench-"))) / "journal.db"
+        owned = f"{journal_file}: another station is running and writes this journal. Stop it, or set [paths] journal."
+        stack.enter_context(hold(journal_file, owned))
         journal = Journal(journal_file, dry_run=dry_run or bench)
         path = _bench(source) if bench else make_path(settings.reject, journal, inhibit=dry_run)
         station = Station(judge, source, path, journal, watchdog=Watchdog(), on_judged=on_judged)

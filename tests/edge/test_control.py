@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge.control import ControlError, ControlServer, ask
+from edge.lock import LockError
 
 
 def refuse() -> None:
@@ -98,3 +99,45 @@ def test_nobody_there_is_one_clear_line(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert "no station answers" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a file"])
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "results.csv"
+    kept = tmp_path / "kept"
+    kept.write_text("dear data")
+    if kind == "file":
+        path.write_text("dear data")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(kept)
+    with pytest.raises(ControlError, match=r"results\.csv: a file that is no socket.*set \[paths\] control"):
+        ControlServer(path, {}).open()
+    assert path.is_dir() if kind == "folder" else path.read_text() == "dear data"
+
+
+def test_a_station_that_does_not_answer_keeps_its_socket(tmp_path: Path) -> None:
+    """As one does that was stopped with SIGSTOP: it listens, and says nothing."""
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(path))
+        silent.listen(0)
+        inode = path.stat().st_ino
+        for _ in range(3):
+            with pytest.raises(ControlError, match="another station is running"):
+                ControlServer(path, {}).open()
+        assert path.stat().st_ino == inode
+
+
+def test_the_end_of_a_station_removes_only_its_own_socket(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    first = ControlServer(path, {})
+    first.open()
+    path.unlink()
+    with pytest.raises(LockError, match="another station is running"):
+        ControlServer(path, {}).open()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        first.close()
+        assert path.is_socket()

@@ -140,3 +140,43 @@ def test_check_names_the_missing_port(station_file: Path) -> None:
     problems = [finding for finding in json.loads(done.stdout) if not finding["ok"]]
     assert [problem["what"] for problem in problems] == ["reject path"]
     assert "nowhere/ttyACM0" in problems[0]["found"]
+
+
+def test_a_stopped_station_keeps_its_socket_and_its_journal(
+    station_file: Path, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = start()
+    running.process.send_signal(signal.SIGSTOP)
+    inode = station_file.with_name("control.sock").stat().st_ino
+    elsewhere = tmp_path / "elsewhere.toml"
+    elsewhere.write_text(station_file.read_text().replace("control.sock", "other.sock"))
+    for file in (station_file, elsewhere):
+        second = beltline("run", file)
+        assert second.returncode == 1
+        assert "journal.db: another station is running" in second.stderr
+        checked = json.loads(beltline("run", file, "--check", "--json").stdout)
+        problems = {finding["what"] for finding in checked if not finding["ok"]}
+        assert problems == {"reject path", "journal"} | ({"control"} if file == station_file else set())
+    assert station_file.with_name("control.sock").stat().st_ino == inode
+    running.process.send_signal(signal.SIGCONT)
+    assert running.end()[0] == 0
+
+
+def test_a_missing_folder_of_the_journal_is_one_clear_line(station_file: Path) -> None:
+    station_file.write_text(station_file.read_text().replace('"journal.db"', '"nowhere/journal.db"'))
+    done = beltline("run", station_file)
+    assert done.returncode == 1
+    assert "nowhere/journal.db" in done.stderr
+    assert "set [paths]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not station_file.with_name("control.sock").exists()
+
+
+def test_check_leaves_a_file_in_the_sockets_place_alone(station_file: Path) -> None:
+    station_file.with_name("control.sock").write_text("dear data")
+    done = beltline("run", station_file, "--check", "--json")
+    [control] = [finding for finding in json.loads(done.stdout) if finding["what"] == "control"]
+    assert not control["ok"]
+    assert "no socket" in control["found"]
+    assert beltline("run", station_file).returncode == 1
+    assert station_file.with_name("control.sock").read_text() == "dear data"

@@ -1,0 +1,46 @@
+"""The lock of a file: real processes, stopped and killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.lock import LockError, hold, is_held
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from edge.lock import hold
+kept = hold(Path(sys.argv[1]), "taken")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_owner_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    file = tmp_path / "journal.db"
+    assert not is_held(file)
+    assert list(tmp_path.iterdir()) == [], "looking makes nothing"
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(file)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout
+        assert owner.stdout.readline() == b"held\n"
+        os.kill(owner.pid, signal.SIGSTOP)
+        assert is_held(file)
+        with pytest.raises(LockError, match="somebody has it"):
+            hold(file, "somebody has it")
+        owner.kill()
+    assert not is_held(file)
+    hold(file, "").close()
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "file"])
+def test_a_folder_that_cannot_hold_it_is_named(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LockError, match=rf"{folder}/journal\.db\.lock: .*folder must exist.*\[paths\]"):
+        hold(tmp_path / folder / "journal.db", "")
+    assert not is_held(tmp_path / folder / "journal.db")
