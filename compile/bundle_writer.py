@@ -1,8 +1,8 @@
 """Write a bundle: hash, pack, read it back as the box will, and only then give it its name.
 
-The tar is deterministic: the same files give the same bytes (sorted names, no times, no owners). It is written beside
-its destination and renamed when everything held, so that a full disk or a failed self-check leaves no bundle, and an
-older one untouched.
+The tar is deterministic: the same files give the same bytes (sorted names, no times, no owners). Bundle and report are
+written beside their destinations and renamed when everything held, so that a full disk or a failed self-check leaves
+neither, and older ones untouched.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +45,25 @@ def model_json(model: Strict) -> bytes:
     return to_json(model.model_dump(mode="json"))
 
 
+def report_path(path: Path) -> Path:
+    """Give where the report of the bundle at `path` lies."""
+    return path.with_name(f"{path.stem}.report.html")
+
+
 def check_writable(path: Path) -> None:
-    """Find out before the work whether the result can be written.
+    """Find out before the work whether a bundle can be written at `path`, and its report beside it.
 
     Raises:
-        BundleWriteError: no such folder, no permission, or a folder is in the way.
+        BundleWriteError: no such folder, no permission, or something that is no bundle is in the way.
 
     """
     if path.is_dir():
         raise BundleWriteError(f"{path}: is a folder. Name a file, for example {path / 'product.bundle'}.")
+    if path.exists() and not (path.is_file() and _looks_like_a_bundle(path)):
+        raise BundleWriteError(f"{path}: exists and is no bundle, so it is not overwritten. Choose another -o.")
+    report = report_path(path)
+    if report.exists() and not report.is_file():
+        raise BundleWriteError(f"{report}: is no file, but the report would lie there. Move it, or choose another -o.")
     if not path.parent.is_dir():
         raise BundleWriteError(f"{path}: the folder {path.parent} does not exist. Make it first.")
     probe = path.parent / f".{path.name}.{os.getpid()}.probe"
@@ -89,22 +101,34 @@ def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bun
             f"{path}: {len(packed) / 2**20:.1f} MB, the budget is {SIZE_BUDGET / 2**20:.0f} MB; "
             f"the largest file is {largest}. Choose a smaller --size."
         )
+    with replacing(path, packed) as unfinished:
+        self_check(read_bundle(unfinished))
+    return read_bundle(path)
+
+
+@contextmanager
+def replacing(path: Path, data: bytes) -> Iterator[Path]:
+    """Give a file with `data` that becomes `path` once the block has ended well, and vanishes otherwise.
+
+    Raises:
+        BundleWriteError: the disk.
+
+    """
     unfinished = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
         try:
             with unfinished.open("wb") as stream:
-                stream.write(packed)
+                stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
             raise BundleWriteError(
                 f"{path}: not written ({error.strerror}). Free some space or choose another -o."
             ) from error
-        self_check(read_bundle(unfinished))
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return read_bundle(path)
 
 
 def self_check(bundle: Bundle) -> None:
@@ -117,6 +141,16 @@ def self_check(bundle: Bundle) -> None:
     for name, graph in bundle.manifest.graphs.items():
         if graph.runtime == "onnxruntime":
             Scorer(bundle, name)
+
+
+def _looks_like_a_bundle(path: Path) -> bool:
+    """Whether `path` is an archive that begins as bundles do, be it of another version or damaged further on."""
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            first = archive.next()
+    except (OSError, tarfile.TarError):
+        return False
+    return first is not None and first.name == "manifest.json"
 
 
 def pack(files: dict[str, bytes]) -> bytes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from calibration.threshold import DEFAULT_TARGET
 from compile.anomaly_graph import AnomalyGraph
 from compile.backbone import Trunk
-from compile.bundle_writer import check_writable, to_json, write_bundle
+from compile.bundle_writer import check_writable, replacing, report_path, to_json, write_bundle
 from compile.data import FEWEST_PARTS, DataError, DataSet, Skipped, read_data
 from compile.evidence import Evidence
 from compile.features import load_pictures
@@ -208,9 +208,9 @@ def _write(
         },
         files={},
     )
-    bundle = write_bundle(wanted.output, manifest, files)
-    path = wanted.output.with_name(f"{wanted.output.stem}.report.html")
-    path.write_bytes(report)
+    path = report_path(wanted.output)
+    with replacing(path, report):  # a bundle without its report would not do, nor the other way round
+        bundle = write_bundle(wanted.output, manifest, files)
     return Compiled(bundle, path, found)
 
 

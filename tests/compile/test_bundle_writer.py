@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import tarfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compile.bundle_writer import BundleWriteError, check_writable, pack, to_json, write_bundle
+from compile.bundle_writer import BundleWriteError, check_writable, pack, replacing, to_json, write_bundle
 from compile.features import ScratchError, on_disk
 from compile.pipeline import Compiled
 from edge.bundle import read_bundle
@@ -84,6 +85,41 @@ def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path: Path)
         check_writable(Path("/proc/x.bundle"))
     check_writable(tmp_path / "x.bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_where_the_report_belongs_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "x.report.html").mkdir()
+    with pytest.raises(BundleWriteError, match=r"x\.report\.html: is no file"):
+        check_writable(tmp_path / "x.bundle")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a bundle", pack({"photo.png": b"1"})])
+def test_only_a_bundle_is_overwritten(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    with pytest.raises(BundleWriteError, match=r"photo\.png: exists and is no bundle, so it is not overwritten"):
+        check_writable(path)
+    assert path.read_bytes() == content
+    path.write_bytes(pack({"manifest.json": b"of another version"}))
+    check_writable(path)
+
+
+def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.bundle")
+    with pytest.raises(BundleWriteError, match="is no bundle"):
+        check_writable(tmp_path / "x.bundle")
+
+
+def test_a_file_is_replaced_only_where_all_went_well(tmp_path: Path) -> None:
+    path = tmp_path / "x.report.html"
+    path.write_bytes(b"old")
+    with pytest.raises(ScorerError), replacing(path, b"new"):
+        raise ScorerError("the bundle beside it failed")
+    assert path.read_bytes() == b"old"
+    with replacing(path, b"new"):
+        pass
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_numbers_that_are_none_never_reach_a_file() -> None:
