@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.demo_parts import LinePart, read_mark
-from edge.bundle import Bundle
+from edge.bundle import Bundle, GraphName
 from edge.picture import decode
 from edge.scorer import Scorer
 from edge.tally import Tally
@@ -24,6 +24,7 @@ GROUND = 24
 def write_contact_sheet(
     path: Path,
     bundle: Bundle,
+    graph: GraphName,
     folder: Path,
     *,
     parts: Sequence[LinePart],
@@ -31,9 +32,9 @@ def write_contact_sheet(
     counts: Tally,
     limit: int = 24,
 ) -> Path:
-    """Frame, heat map and verdict of up to `limit` parts: mistakes first, then defective, then good ones."""
+    """Frame, heat map by `graph` and verdict of up to `limit` parts: mistakes first, then defective, then good ones."""
     by_crc = {row["input_crc32"]: row for row in rows}
-    scorer = Scorer(bundle, "float")
+    scorer = Scorer(bundle, graph)
     wrong = set(counts.escapes) | set(counts.overkill)
     order = sorted(parts, key=lambda part: (str(part.id) not in wrong, not part.defective))
     mistakes = sum(str(part.id) in wrong for part in parts)
@@ -52,7 +53,7 @@ def _cell(
 ) -> NDArray[np.uint8]:
     score = scorer.score(frame)
     row = by_crc.get(score.input_crc32)
-    limit = max(scorer.threshold, 1e-9)
+    limit = max(row["threshold"] if row else scorer.threshold, 1e-9)
     heat = np.clip(score.map / (2 * limit), 0, 1)
     coloured = cv2.cvtColor(cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     pictures = [cv2.resize(image, (CELL, CELL), interpolation=cv2.INTER_AREA) for image in (frame, coloured)]
@@ -63,7 +64,7 @@ def _cell(
     truth = f"{part.kind} {part.size_px} px" if part.defective else "good"
     shown = f"{row['score']:.3g}" if row and row["score"] is not None else "no score"
     _write(cell, f"{read_mark(np.asarray(frame, np.uint8)) or part.id}: {truth}", CELL + 16, INK)
-    _write(cell, f"{decision}  {shown} / {scorer.threshold:.3g}", CELL + 33, colour)
+    _write(cell, f"{decision}  {shown} / {limit:.3g}", CELL + 33, colour)
     return cell
 
 

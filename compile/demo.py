@@ -24,7 +24,7 @@ from rich.table import Table
 from calibration.threshold import overkill_interval, rank_for
 from compile.contact_sheet import write_contact_sheet
 from compile.demo_parts import LinePart, make_demo
-from edge.bundle import Bundle, read_bundle
+from edge.bundle import Bundle, GraphName, read_bundle
 from edge.errors import BeltlineError
 from edge.listener import Listener
 from edge.rehearsal import Rehearsal
@@ -46,7 +46,7 @@ class Run:
     messages: list[dict[str, Any]]  # heard by the subscriber
     belt: dict[str, Any]  # its summary
     counts: Tally
-    graph: str
+    graph: GraphName
     broker: str
     cold_start_s: float
 
@@ -69,7 +69,7 @@ def main() -> int:
         console.print(outcome_table(run, parts))
         console.print(latency_table(run.rows))
         sheet = write_contact_sheet(
-            folder / "contact_sheet.png", bundle, folder, parts=parts, rows=run.rows, counts=run.counts
+            folder / "contact_sheet.png", bundle, run.graph, folder, parts=parts, rows=run.rows, counts=run.counts
         )
     except BeltlineError as error:
         console.print(f"demo: {error}", style="red", markup=False)
@@ -123,7 +123,7 @@ def run_line(folder: Path, bundle: Bundle, parts: Sequence[LinePart], console: C
 
             line.wait_for(watch, RUN_LIMIT_S, "the belt did not finish", "belt", every_s=0.2)
             summary = line.wait_for_belt(10)
-            graph = line.status().get("graph", "")
+            graph: GraphName = line.status()["graph"]
             line.wait_for(lambda: open_triggers(line.journal) == 0, 10, "outcomes are missing", "station")
             rows = journal_rows(line.journal)
             heard = {f"{row['epoch']:08x}-{row['part']}" for row in rows}
@@ -146,7 +146,9 @@ def outcome_table(run: Run, parts: Sequence[LinePart]) -> Table:
     table.add_row("parts on the belt", f"{counts.parts} ({counts.good} good, {counts.defective} defective)")
     for name, count in sorted(counts.outcomes.items()):
         table.add_row(f"  {name}", str(count))
-    table.add_row("escapes", f"{len(counts.escapes)} of {counts.defective} defective parts passed")
+    sizes = [part.size_px for part in parts if part.defective]
+    painted = f"painted, {min(sizes)} to {max(sizes)} px"
+    table.add_row("escapes", f"{len(counts.escapes)} of {counts.defective} defective parts passed ({painted})")
     table.add_row("overkill", f"{len(counts.overkill)} of {counts.good} good parts thrown")
     table.add_row("FAULT", str(counts.faults))
     table.add_row("late", str(counts.late))
@@ -193,7 +195,8 @@ def promises_broken(run: Run, bundle: Bundle, parts: Sequence[LinePart]) -> list
         problems.append(f"{counts.faults} parts were FAULT and {counts.late} late")
     if (error := run.belt["gate_error_max_counts"]) is None or error > 1:
         problems.append(f"gate error of {error} encoder counts")
-    if {message["id"] for message in run.messages} != {f"{row['epoch']:08x}-{row['part']}" for row in run.rows}:
+    heard = {(message["id"], message["decision"], message["reason"]) for message in run.messages}
+    if heard != {(f"{row['epoch']:08x}-{row['part']}", row["decision"], row["reason"]) for row in run.rows}:
         problems.append("the subscriber did not hear what the journal holds")
     return problems
 

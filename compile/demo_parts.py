@@ -1,9 +1,10 @@
 """The demo's parts: tiles cut from a photographed surface, lying on a dark belt.
 
-The surface is a photograph that scikit-image ships (grey, 512x512). Each part is a piece of it that no other part has:
-places are drawn at random, refused where they come close to an earlier part of the same orientation, and then dealt to
-training and line by one shuffle. So the parts of the line are new parts, yet exchangeable with those of training, as
-the promise behind the threshold demands. Each picture adds what a line adds: displacement, a small rotation, gain and
+The surface is a photograph that scikit-image ships (grey, 512x512). No two parts are the same piece of it: places are
+drawn at random, refused where they come close to an earlier part of the same orientation, and then dealt to training
+and line by one shuffle, so that the parts of the line are exchangeable with those of training, as the promise behind
+the threshold demands. Neighbouring pieces overlap, by three quarters of their area on average: the demo shows that the
+line works and keeps its promises, not how well a model does on another surface. Each picture adds what a line adds: displacement, a small rotation, gain and
 gradient of the light, sensor noise. Defective parts get one defect of a stated kind and size.
 
 Files:

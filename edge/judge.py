@@ -36,6 +36,8 @@ class Judge:
         """Take the part's frame, score it and decide. Reject when score > threshold."""
         start_ns = time.monotonic_ns()
         times_ms = {"queue": (start_ns - trigger.at_ns) / 1e6}
+        if trigger.heard_ns is not None:
+            times_ms["hand_over"] = (start_ns - trigger.heard_ns) / 1e6
         frame: Frame | None = None
         try:
             frame = take_frame(trigger)

@@ -57,7 +57,6 @@ class Tally:
     parts: int = 0  # that reached the gate
     outcomes: dict[str, int] = field(default_factory=dict)  # "REJECT score_above_threshold" -> count
     without_outcome: int = 0  # strobed parts that the journal does not know, and open triggers
-    double_outcomes: int = 0
     unproven_passed: int = 0  # physically passed, but no ACCEPT in the journal
     wrong_picture: int = 0  # decided from another picture than the part's own
     accepted_thrown: int = 0  # an ACCEPT in the journal, but the gate threw it
@@ -79,9 +78,9 @@ class Tally:
         """The promises that were broken, in words; empty when all were kept."""
         broken = {
             "parts without an outcome": self.without_outcome,
-            "parts with two outcomes": self.double_outcomes,
             "parts passed without a proven ACCEPT": self.unproven_passed,
             "decisions made from another part's picture": self.wrong_picture,
+            "accepted parts thrown by a moving belt": self.accepted_thrown,
         }
         return [f"{count} {what}" for what, count in broken.items() if count]
 
@@ -98,7 +97,7 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
 
     """
     by_id = {PartId(row["epoch"], row["part"]): row for row in rows}
-    result = Tally(without_outcome=open_count, double_outcomes=len(rows) - len(by_id))
+    result = Tally(without_outcome=open_count)
     result.outcomes = dict(Counter(f"{row['decision']} {row['reason']}" for row in rows))
     for part in judged:
         if part["gate"] == "not_reached":

@@ -63,6 +63,7 @@ class Trigger:
     controller_us: int  # controller's microseconds (u32, wraps) at the latch
     at_ns: int  # the same instant on the box's monotonic clock, by the estimated offset
     source: str = "link"
+    heard_ns: int | None = None  # when the box had heard of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class Session:
             self._observe(message.now_us, frame, now_ns)
             self._take_status(message, now_ns)
         elif isinstance(message, wire.TriggerMessage):
-            self._take_trigger(message, self.ledger)
+            self._take_trigger(message, self.ledger, now_ns)
         elif isinstance(message, wire.OutcomeRecord):
             self._settle(message, self.ledger, recovered=False)
         elif isinstance(message, wire.OutcomeBatch):
@@ -232,7 +232,7 @@ class Session:
             "check the distances in the station file, and that the firmware matches this version"
         )
 
-    def _take_trigger(self, message: wire.TriggerMessage, ledger: OutcomeLedger) -> None:
+    def _take_trigger(self, message: wire.TriggerMessage, ledger: OutcomeLedger, now_ns: int) -> None:
         if message.part <= self._last_heard:
             self.counters["triggers_repeated"] += 1
             return
@@ -247,6 +247,7 @@ class Session:
                 message.deadline_count,
                 message.latch_us,
                 self._clock.to_ns(message.latch_us),
+                heard_ns=now_ns,
             )
         )
 

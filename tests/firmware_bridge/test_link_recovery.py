@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -36,6 +37,8 @@ def test_a_part_makes_the_whole_way(line: Any, eventually: Any) -> None:
     trigger = line.journal.triggers[part_id]
     assert trigger.deadline_count - trigger.count == 1200
     assert sent_ns - 5e6 <= trigger.at_ns <= sent_ns + 30e6, "both clocks are the same one here"
+    assert trigger.heard_ns is not None
+    assert trigger.at_ns - 1e5 <= trigger.heard_ns <= time.monotonic_ns()
     assert belt.strobes() == [part_id]
 
 
@@ -72,6 +75,71 @@ def test_busy_port_is_named_and_used_when_it_is_free(line: Any, eventually: Any)
     eventually(lambda: "is busy" in (station.link.health().fault or ""), 2)
     holder.close()
     assert eventually(lambda: station.link.health().ready, 2) < 2
+
+
+def test_each_problem_and_its_end_is_logged_once(line: Any, eventually: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "firmware_bridge.link")
+    line.start_hand_belt()
+    station = line.station(accept)
+    eventually(lambda: "does not exist" in caplog.text, 2)
+    time.sleep(0.5)  # two more attempts
+    line.controller.start()
+    station.ready_and_acknowledged()
+    eventually(lambda: "all is well" in caplog.text, 2)
+    other = line.settings(gate_distance_counts=2000)
+    frame = wire.Frame(wire.PARAMETERS, station.link.health().epoch, 60000, other.parameters(False))
+    with Path(line.folder / "link").open("wb", buffering=0) as port:
+        port.write(b"\0" + wire.encode(frame))
+    eventually(lambda: "parameters have hash" in caplog.text, 2)
+    time.sleep(0.3)  # three more statuses
+    levels = [record.levelname for record in caplog.records]
+    assert levels[0] == "WARNING"
+    assert levels.count("INFO") == 1
+    assert caplog.text.count("does not exist") == 1
+    assert caplog.text.count("parameters have hash") == 1
+
+
+def test_a_silent_port_is_logged(line: Any, eventually: Any, caplog: pytest.LogCaptureFixture) -> None:
+    master, slave = os.openpty()
+    link = Link(line.settings(port=os.ttyname(slave)), line.journal)
+    link.open()
+    eventually(lambda: "no controller answers" in caplog.text, 2)
+    time.sleep(0.3)
+    link.close()
+    os.close(master)
+    os.close(slave)
+    assert caplog.text.count("no controller answers") == 1
+
+
+@pytest.mark.parametrize("baud", [99_999_999_999_999, -1, 1 << 31])
+def test_a_baud_rate_that_no_port_has_is_a_problem_not_an_end(
+    line: Any, eventually: Any, caplog: pytest.LogCaptureFixture, baud: int
+) -> None:
+    master, slave = os.openpty()
+    settings = line.settings(port=os.ttyname(slave)).model_copy(update={"baud": baud})
+    link = Link(settings, line.journal)
+    link.open()
+    eventually(lambda: "cannot be opened" in (link.health().fault or ""), 2)
+    link.close()
+    os.close(master)
+    os.close(slave)
+    assert "cannot be opened" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_link_that_died_says_so(line: Any, eventually: Any) -> None:
+    belt = line.start_hand_belt()
+    line.controller.start()
+    station = line.station(accept)
+    station.ready_and_acknowledged()
+
+    def fail(_outcome: object) -> None:
+        raise RuntimeError("out of order")
+
+    station.link.on_outcome = fail
+    belt.move(ALL_GONE, parts=1)
+    eventually(lambda: "the link died" in (station.link.health().fault or ""), 2)
+    assert not station.link.health().connected
 
 
 def test_dead_controller_returns_within_two_seconds_and_its_parts_are_lost(line: Any, eventually: Any) -> None:
