@@ -8,6 +8,7 @@ under one lock; callbacks run outside it.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import queue
 import secrets
@@ -25,9 +26,13 @@ from firmware_bridge.link.settings import LinkSettings
 from firmware_bridge.parts import Outcome, PartId, Trigger, Verdict
 from firmware_bridge.reject_path import Memory, PathHealth
 
+log = logging.getLogger(__name__)
+
 REOPEN_S = 0.2
+GREETING_NS = 500 * MS  # a controller that says nothing for so long is told of
 COMMAND_TIMEOUT_S = 1.0
 BACKLOG_BYTES = 4096  # a controller that reads nothing for this long is not there
+PORT_ERRORS = (OSError, termios.error, ValueError, OverflowError)  # what pyserial raises for a port or its settings
 
 
 class Link:
@@ -43,6 +48,8 @@ class Link:
         self._triggers: queue.Queue[Trigger] = queue.Queue()
         self._step_ns = 0
         self._port_problem: str | None = f"{settings.port} is not open yet"
+        self._told: str | None = None  # the problem that the log knows
+        self._heard_ns = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
@@ -136,20 +143,51 @@ class Link:
     # --- the thread ---
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                port = serial.Serial(self._settings.port, self._settings.baud, timeout=0, exclusive=True)
-            except (OSError, termios.error) as error:
-                self._port_problem = self._explain(error)
-                self._stop.wait(REOPEN_S)
-                continue
-            self._port_problem = None
-            try:
-                self._talk(port)
-            except (OSError, termios.error) as error:
-                self._port_problem = f"{self._settings.port} was lost: {error}; reopening"
-            finally:
-                self._hang_up(port)
+        try:
+            while not self._stop.is_set():
+                self._use_port()
+        finally:
+            if not self._stop.is_set():
+                self._port_problem = "the link died: its last words stand in the log. Start the station again."
+                with self._lock:
+                    self._session.closed()
+
+    def _use_port(self) -> None:
+        """Open the port and talk until it is lost."""
+        try:
+            port = serial.Serial(self._settings.port, self._settings.baud, timeout=0, exclusive=True)
+        except PORT_ERRORS as error:
+            self._port_problem = self._explain(error)
+            self._note()
+            self._stop.wait(REOPEN_S)
+            return
+        self._port_problem = None
+        self._heard_ns = time.monotonic_ns()
+        try:
+            self._talk(port)
+        except (OSError, termios.error) as error:
+            self._port_problem = f"{self._settings.port} was lost: {error}; reopening"
+            self._note()
+        finally:
+            self._hang_up(port)
+
+    def _note(self) -> None:
+        """Each changed problem into the log once, and its end."""
+        with self._lock:
+            connected = self._session.connected
+            problem = self._port_problem or self._session.problem or self._silence()
+        now_ns = time.monotonic_ns()
+        if connected:
+            self._heard_ns = now_ns
+        elif problem == self._silence() and now_ns - self._heard_ns < GREETING_NS:
+            return  # it may be about to answer
+        if problem == self._told:
+            return
+        if problem:
+            log.warning("%s", problem)
+        else:
+            log.info("%s: all is well with the reject controller", self._settings.port)
+        self._told = problem
 
     def _explain(self, error: Exception) -> str:
         port = self._settings.port
@@ -190,6 +228,7 @@ class Link:
                 events, self._session.events = self._session.events, []
             for event in events:
                 self._deliver(event)
+            self._note()
             self._write(descriptor)
 
     def _wait(self, descriptor: int) -> bytes:

@@ -17,7 +17,9 @@ class LinkSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     port: str = Field(title="Serial port", description="Device of the reject controller, e.g. /dev/ttyACM0")
-    baud: int = Field(115200, title="Baud rate", description="8N1", json_schema_extra={"unit": "baud"}, ge=9600)
+    baud: int = Field(
+        115200, title="Baud rate", description="8N1", json_schema_extra={"unit": "baud"}, ge=9600, le=4_000_000
+    )
     decision_distance_counts: int = Field(
         title="Decision distance",
         description="A part that has come this far without its ACCEPT is thrown",
@@ -75,9 +77,9 @@ class LinkSettings(BaseModel):
     heartbeat_timeout_ms: int = Field(
         300,
         title="Heartbeat timeout",
-        description="Silence of the station after which the permit drops",
+        description="Silence of the station, which speaks every 100 ms, after which the permit drops",
         json_schema_extra={"unit": "ms"},
-        ge=50,
+        ge=300,
         le=10000,
     )
     encoder_timeout_ms: int = Field(
@@ -93,7 +95,8 @@ class LinkSettings(BaseModel):
         title="Step limit",
         description="The heartbeat stops when the scoring loop has finished no step for this long",
         json_schema_extra={"unit": "ms"},
-        gt=0,
+        ge=100,
+        le=10_000,
     )
 
     @model_validator(mode="after")

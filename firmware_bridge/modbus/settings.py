@@ -32,7 +32,7 @@ class ModbusSettings(BaseModel):
     timeout_ms: int = Field(80, ge=20, le=5000, title="Timeout", description="longest wait for one answer, ms")
     step_limit_ms: int = Field(
         200,
-        ge=10,
+        ge=100,
         le=10_000,
         title="Step limit",
         description="heartbeat stops when scoring has not stepped for so long, ms",

@@ -33,8 +33,7 @@ SETTINGS = LinkSettings(
     debounce_counts=3,
     min_part_spacing_counts=40,
     actuator_delay_ms=2.0,
-    heartbeat_timeout_ms=60,
-)
+).model_copy(update={"heartbeat_timeout_ms": 60})  # shorter than a station may ask for: the core has no limit here
 LEAD = 2000 // US_PER_COUNT
 EPOCH = 0xC0FFEE01
 ACCEPT = (Decision.ACCEPT, Reason.SCORE_BELOW_THRESHOLD)

@@ -35,6 +35,10 @@ def test_every_field_tells_people_what_it_is() -> None:
         ({"gate_distance": 3}, "gate_distance"),
         ({"polarity": "up"}, "energise_to_pass"),
         ({"heartbeat_timeout_ms": 0}, "heartbeat_timeout_ms"),
+        ({"heartbeat_timeout_ms": 299}, "greater than or equal to 300"),
+        ({"step_limit_ms": 99}, "greater than or equal to 100"),
+        ({"step_limit_ms": 10_001}, "less than or equal to 10000"),
+        ({"baud": 99_999_999_999_999}, "less than or equal to 4000000"),
     ],
 )
 def test_senseless_settings_are_refused_with_values(change: dict[str, Any], words: str) -> None:
