@@ -89,7 +89,7 @@ class Rehearsal:
         """Remove what an earlier run left in the folder."""
         for name in ("journal.db", "journal.db-wal", "journal.db-shm", "belt/summary.json", "mosquitto.db"):
             (self.folder / name).unlink(missing_ok=True)
-        for left in (*self.folder.glob("*.log"), *self.folder.glob("*cursor*")):
+        for left in (*self.folder.glob("*.log"), *self.folder.glob("*.published*")):
             left.unlink()
 
     def __enter__(self) -> Rehearsal:
@@ -297,7 +297,6 @@ port = {self.broker_port}
 [paths]
 journal = {json.dumps(str(self.journal.absolute()))}
 control = "{self.sockets / "control"}"
-runtime = "{self.sockets}"
 """,
             encoding="utf-8",
         )
