@@ -166,7 +166,9 @@ def _images(folder: Path, *, deep: bool) -> tuple[list[Path], list[Skipped]]:
     for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
         if path.is_dir() or path.name.startswith("."):
             continue
-        if path.suffix.lower() in SUFFIXES:
+        if not path.is_file():  # opening a pipe would wait for ever
+            skipped.append(Skipped(path, "a broken link" if path.is_symlink() else "not a regular file"))
+        elif path.suffix.lower() in SUFFIXES:
             files.append(path)
         else:
             skipped.append(Skipped(path, f"not an image file ({path.suffix or 'no suffix'})"))

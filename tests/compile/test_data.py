@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_a_flat_folder_is_read_in_rgb_order(flat: Path, photographs) -> None:
     assert found.source.white == 255
     assert found.source.height == (144, 144)
     np.testing.assert_array_equal(read_image(found.good[3]), photographs[3])
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_skipped_and_named(flat: Path) -> None:
+    os.mkfifo(flat / "z.png")
+    found = read_data(flat)
+    assert len(found.good) == 24
+    assert reasons(found) == {"z.png": "not a regular file"}
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tiff"])
