@@ -23,6 +23,14 @@ from compile.wishes import WishError
 from edge.errors import BeltlineError
 
 
+class Interruption(KeyboardInterrupt):
+    """SIGINT or SIGTERM, with its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted, nothing was written")
+        self.number = number
+
+
 def compile_bundle(  # noqa: PLR0917 - the command line
     data: Annotated[Path, typer.Argument(help="Folder of good images: flat, or MVTec style with train/good.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.bundle.")],
@@ -56,13 +64,13 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     try:
         with _ending_well(), _bars(enabled=not as_json) as tick:
             compiled = compile_data(settings, tick)
-    except WishError as error:
-        raise typer.BadParameter(str(error)) from error
-    except CalibrationError as error:
-        raise BeltlineError(str(error)) from error
+    except (BeltlineError, CalibrationError, OSError, Interruption) as error:
+        if as_json:
+            _write_json({"error": str(error)})
+        raise _for_the_terminal(error) from error
     summary = summarise(compiled)
     if as_json:
-        sys.stdout.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        _write_json(summary)
     else:
         _print(compiled)
 
@@ -88,20 +96,34 @@ def summarise(compiled: Compiled) -> dict[str, object]:
     }
 
 
+def _write_json(document: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _for_the_terminal(error: BaseException) -> BaseException:
+    """Give what makes the command end with the right message and exit code."""
+    match error:
+        case Interruption():
+            Console(stderr=True).print(f"beltline compile: {error}")
+            return typer.Exit(128 + error.number)
+        case WishError():
+            return typer.BadParameter(str(error))
+        case CalibrationError():
+            return BeltlineError(str(error))
+    return error
+
+
 @contextmanager
 def _ending_well() -> Iterator[None]:
     """Let SIGINT and SIGTERM unwind what was begun: scratch files and the processes of fits go."""
 
     def end(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
-        raise SystemExit(128 + number)
+        raise Interruption(number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except SystemExit:
-        Console(stderr=True).print("beltline compile: interrupted, nothing was written")
-        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -94,16 +94,20 @@ def test_reduced_graphs_are_in_the_bundle_exactly_when_they_are_proven(compiled:
 
 
 def run(capsys, *arguments: object) -> tuple[int, str]:
-    code = main(["compile", *map(str, arguments)])
-    said = capsys.readouterr().err
+    """Run a compilation that fails; stdout must hold the error as one JSON document."""
+    code = main(["compile", *map(str, arguments), "--json"])
+    told, said = capsys.readouterr()
     assert "Traceback" not in said
-    return code, " ".join(said.split())
+    plain = " ".join(said.replace("│", " ").split())
+    assert " ".join(json.loads(told)["error"].split()) in plain
+    assert list(json.loads(told)) == ["error"]
+    return code, plain
 
 
 def test_three_images_are_one_clear_line(tmp_path: Path, photographs, write, capsys) -> None:
     for i in range(3):
         write(tmp_path / "few" / f"{i}.png", photographs[i])
-    code, said = run(capsys, tmp_path / "few", "-o", tmp_path / "x.bundle", "--json")
+    code, said = run(capsys, tmp_path / "few", "-o", tmp_path / "x.bundle")
     assert code == FAILED
     assert said == (
         f"beltline compile: {tmp_path}/few: 3 usable good image(s) among 3 file(s), at least 20 are needed. "
@@ -113,16 +117,16 @@ def test_three_images_are_one_clear_line(tmp_path: Path, photographs, write, cap
 
 
 def test_a_missing_folder_and_a_bad_place_are_said(tmp_path: Path, capsys) -> None:
-    code, said = run(capsys, tmp_path / "nowhere", "-o", tmp_path / "x.bundle", "--json")
+    code, said = run(capsys, tmp_path / "nowhere", "-o", tmp_path / "x.bundle")
     assert (code, "no such folder" in said) == (FAILED, True)
-    code, said = run(capsys, tmp_path, "-o", tmp_path / "no" / "x.bundle", "--json")
+    code, said = run(capsys, tmp_path, "-o", tmp_path / "no" / "x.bundle")
     assert (code, "does not exist" in said) == (FAILED, True)
 
 
 def test_pictures_of_too_few_parts_are_said(tmp_path: Path, photographs, write, capsys) -> None:
     for i in range(24):
         write(tmp_path / "one" / f"a{i % 4}-{i}.png", photographs[i])
-    code, said = run(capsys, tmp_path / "one", "-o", tmp_path / "x.bundle", "--group-by", r"(a\d)", "--json")
+    code, said = run(capsys, tmp_path / "one", "-o", tmp_path / "x.bundle", "--group-by", r"(a\d)")
     assert code == FAILED
     assert "24 usable images show only 4 different parts, at least 20 are needed" in said
 
@@ -142,5 +146,5 @@ def test_pictures_of_too_few_parts_are_said(tmp_path: Path, photographs, write, 
 )
 def test_wishes_that_make_no_sense_are_said_before_anything_is_read(tmp_path: Path, capsys, *, wish, words) -> None:
     unread = tmp_path / "nowhere"  # reading it would fail with another message
-    found, said = run(capsys, unread, "-o", tmp_path / "x.bundle", *wish, "--json")
-    assert (found, words in said.replace("│ ", "")) == (USAGE, True), said
+    found, said = run(capsys, unread, "-o", tmp_path / "x.bundle", *wish)
+    assert (found, words in said) == (USAGE, True), said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -57,12 +58,13 @@ def test_a_compilation_that_is_interrupted_leaves_nothing(
     try:
         wait_for(lambda: process.poll() is not None or workers(process.pid) != [], "no fit began")
         fits = workers(process.pid)
-        time.sleep(5)  # the fits run
+        time.sleep(2)  # the fits run
         process.send_signal(number)
-        _, said = process.communicate(timeout=20)
+        told, said = process.communicate(timeout=20)
     finally:
         process.kill()
     assert (process.returncode, said) == (code, "beltline compile: interrupted, nothing was written\n")
+    assert json.loads(told) == {"error": "interrupted, nothing was written"}
     assert list(scratch.glob("beltline-*")) == []
     assert list(output.iterdir()) == []
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in fits), "a worker lives on")
