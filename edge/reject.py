@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edge.settings import LinkReject, ModbusReject, Reject
+from edge.settings import LinkReject, ModbusReject, NoReject, Reject
 from firmware_bridge.link import Link
 from firmware_bridge.modbus import ModbusPath
 from firmware_bridge.reject_path import Memory, RejectPath
+
+LONGEST_PAUSE_MS = 80.0  # of the loop between two self-tests
 
 
 def make_path(settings: Reject, memory: Memory, *, inhibit: bool) -> RejectPath:
@@ -31,6 +33,21 @@ def describe(settings: Reject) -> tuple[str, bool]:
             settings.device, f"PLC at {settings.device}, Modbus RTU {settings.baud} baud, unit {settings.unit}"
         )
     return "none: a bench with soft triggers, nothing is thrown off any belt", True
+
+
+def too_slow(settings: Reject, graph_ms: float) -> str | None:
+    """Why the heartbeat would stop while all is well: a step is a pause between parts and one run of the graph."""
+    if isinstance(settings, NoReject):
+        return None
+    step_ms = LONGEST_PAUSE_MS + graph_ms
+    if step_ms <= settings.step_limit_ms:
+        return None
+    together = " and heartbeat_timeout_ms with it" if isinstance(settings, LinkReject) else ""
+    return (
+        f"[reject] step_limit_ms = {settings.step_limit_ms} is less than the {step_ms:.0f} ms that a step of this "
+        f"recipe takes here (graph {graph_ms:.0f} ms), so the belt would not run. Raise it{together}, or take a "
+        "faster graph in [bundle]."
+    )
 
 
 def _port(device: str, text: str) -> tuple[str, bool]:

@@ -14,9 +14,9 @@ from edge.control import ControlServer
 from edge.journal import Journal
 from edge.judge import Judge, Judged
 from edge.lock import hold
-from edge.reject import make_path
-from edge.scorer import choose_scorer
-from edge.settings import Settings
+from edge.reject import make_path, too_slow
+from edge.scorer import choose_scorer, measure_ms
+from edge.settings import Settings, SettingsError
 from edge.sources import PictureSource, open_source
 from edge.sources.folder import Folder
 from edge.sources.video import Video
@@ -36,11 +36,13 @@ def started(
     for trying a bundle beside a station, and marks its outcomes as dry run.
 
     Raises:
-        BeltlineError: bundle, graph, source, or a journal or control socket that another station has or nobody can make.
+        BeltlineError: bundle, graph, source, step limit, or a journal or socket that another has or nobody can make.
 
     """
     bundle = read_bundle(settings.bundle.path)
     scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads)
+    if problem := too_slow(settings.reject, measure_ms(scorer)[0]):
+        raise SettingsError(problem)
     judge = Judge(scorer, settings.bundle.recipe, settings.bundle.threshold)
     bench = settings.reject.kind == "none"
     with ExitStack() as stack:

@@ -21,6 +21,7 @@ from edge.errors import BeltlineError
 from edge.frame import Frame
 from edge.journal import Journal
 from edge.judge import Judge, Judged
+from edge.reject import LONGEST_PAUSE_MS
 from edge.scorer import ScorerError
 from edge.sources import PictureSource
 from edge.watchdog import Watchdog
@@ -30,7 +31,7 @@ from firmware_bridge.reject_path import RejectPath
 log = logging.getLogger(__name__)
 
 FIRST_IDLE_S = 0.025  # soon after a part, so that at a steady pace the self-test is over before the next one
-IDLE_S = 0.08  # between self-tests; well inside the heartbeat's step limit of 200 ms
+IDLE_S = LONGEST_PAUSE_MS / 1000  # between self-tests; well inside the heartbeat's step limit of 200 ms
 WAIT_S = 0.05  # longest wait for a frame before the loop shows that it lives
 COLLECT_S = 10.0  # between garbage collections, only while the belt pauses
 REMEMBERED_TIMES = 2000  # parts, for the percentiles

@@ -11,9 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 LINK = """
 [reject]
@@ -180,3 +184,38 @@ def test_check_leaves_a_file_in_the_sockets_place_alone(station_file: Path) -> N
     assert "no socket" in control["found"]
     assert beltline("run", station_file).returncode == 1
     assert station_file.with_name("control.sock").read_text() == "dear data"
+
+
+def test_a_step_limit_that_the_graph_cannot_keep_is_refused(
+    station_file: Path, make_bundle: Callable[..., Path], tiny: SimpleNamespace
+) -> None:
+    make_bundle(graphs={"float": slowed(tiny.graph())})
+    station_file.write_text(station_file.read_text() + "step_limit_ms = 100\n")
+    done = beltline("run", station_file)
+    assert done.returncode == 1
+    assert "step_limit_ms = 100 is less than" in done.stderr
+    assert "Raise it and heartbeat_timeout_ms with it" in done.stderr
+    findings = json.loads(beltline("run", station_file, "--check", "--json").stdout)
+    assert [finding["what"] for finding in findings if not finding["ok"]] == ["step limit", "reject path"]
+
+
+def slowed(graph: bytes) -> bytes:
+    """The same answer after some 100 ms: a large product of matrices, times zero, is added to the map."""
+    model = onnx.load_from_string(graph)
+    side = 1024
+    for node in model.graph.node:
+        node.output[:] = ["quick" if name == "map" else name for name in node.output]
+    scored = model.graph.node.pop()
+    scored.input[:] = ["map"]
+    constants = {"shape": np.array([1, side, 1], np.int64), "row": np.zeros((side, side), np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    model.graph.node.append(helper.make_node("ReduceMax", ["quick"], ["peak"], axes=[1, 2], keepdims=1))
+    model.graph.node.append(helper.make_node("Expand", ["peak", "shape"], ["column"]))
+    model.graph.node.append(helper.make_node("Mul", ["column", "row"], ["p0"]))
+    for turn in range(4):
+        model.graph.node.append(helper.make_node("MatMul", [f"p{turn}", f"p{turn}"], [f"p{turn + 1}"]))
+    model.graph.node.append(helper.make_node("ReduceMax", ["p4"], ["zero"], axes=[1, 2], keepdims=1))
+    model.graph.node.append(helper.make_node("Add", ["quick", "zero"], ["map"]))
+    model.graph.node.append(scored)
+    data: bytes = model.SerializeToString()
+    return data
