@@ -54,7 +54,10 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     seed: Annotated[int, typer.Option(help="Fixes splits and fit.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the product. [default: the bundle's file name]")] = "",
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
-    fit_steps: Annotated[int, typer.Option(help="Optimiser steps of each fit; the time is proportional.")] = FIT_STEPS,
+    fit_steps: Annotated[
+        int,
+        typer.Option(help="Optimiser steps of each fit, at most; the time is proportional. Few pictures get fewer."),
+    ] = FIT_STEPS,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
@@ -89,6 +92,7 @@ def summarise(compiled: Compiled) -> dict[str, object]:
         "skipped": [{"file": str(item.path), "reason": item.reason} for item in found.data.skipped],
         "remarks": found.data.remarks,
         "thresholds": {name: entry.model_dump(mode="json") for name, entry in bundle.thresholds.items()},
+        "fit_steps": found.fit_steps,
         "parity": found.parity_json(),
         "graph_ms": found.graph_ms,
         "seconds": found.seconds,

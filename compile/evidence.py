@@ -58,6 +58,7 @@ class Evidence:
     data: DataSet
     size: SizeChoice
     split: str = ""  # for people
+    fit_steps: int = 0  # that the shipped head took
     promise: str = ""  # the threshold's, for people
     thresholds: dict[GraphName, ThresholdResult] = field(default_factory=dict)
     good_scores: dict[GraphName, NDArray[np.float64]] = field(default_factory=dict)  # of parts not trained on

@@ -14,6 +14,7 @@ from compile.export import export, join
 from compile.features import Features
 from compile.fitting import Fit, fit_all
 from compile.job import FILES, Graphs, Job
+from compile.methods.varad import steps_for
 from compile.precision import CalibrationRecord, calibrate, render_accurately
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan
@@ -74,6 +75,7 @@ def fit_heads(job: Job, features: Features, plan: SplitPlan) -> Heads:
         AnomalyHead(model, grids, (job.map_side, job.map_side)).eval()
         for model in fit_all(fits, job.threads, job.clock.progress)
     ]
+    job.evidence.fit_steps = steps_for(len(fits[-1].rows), grids[-1], job.settings.fit_steps)
     return Heads(heads[: len(plan.folds)], heads[-1])
 
 

@@ -199,7 +199,7 @@ def _write(
             "onnx": onnx.__version__,
             "onnxruntime": version("onnxruntime"),
             "seed": wanted.seed,
-            "fit_steps": wanted.fit_steps,
+            "fit_steps": found.fit_steps,
             "good_pictures": len(groups),
             "good_parts": int(np.unique(groups).size),
             "group_by": wanted.group_by,

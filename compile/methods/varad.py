@@ -39,7 +39,8 @@ TAPS = 4  # of the causal convolution
 LOG_SCALE = 2.5  # predicted log scales stay within +-LOG_SCALE
 CONTEXT_NOISE = 0.2  # on whitened context tokens while fitting: regularises, and covers quantisation noise
 PASSES = 8  # over the images: more would learn them by heart
-LEAST_STEPS = 150  # however few the images
+LEAST_STEPS = 150  # so many may be taken however few the images
+BATCH = 4  # images of 256 pixels per step
 WHITEN_FLOOR = 1e-2  # of the mean eigenvalue: below it lies noise, quantisation noise included
 SMOOTHING = 1.0  # standard deviation of the Gaussian over the discrepancy, in tokens
 BASE = 5.0  # the map's value where a part is as good parts are on average; each unit more is one standard deviation
@@ -262,7 +263,6 @@ def fit_varad(
     seed: int,
     progress: Progress | None = None,
     steps: int = 400,
-    batch: int = 4,
     rate: float = 3e-3,
     sizes: Sequence[Size] = SIZES,
 ) -> VarAD:
@@ -273,8 +273,7 @@ def fit_varad(
             (float and quantised trunk) may stand in it as further rows: the head then learns to ignore their noise.
         seed: fixes the result, on one thread to the bit.
         progress: called with (what, done, of).
-        steps: at most so many optimiser steps, to which the time is proportional; few images get fewer (`PASSES`).
-        batch: images per step at 256 pixels; larger ones get fewer, at least one, so that a step costs the same.
+        steps: at most so many optimiser steps, to which the time is proportional; `steps_for` says how many it will be.
         rate: peak learning rate.
         sizes: of the blocks.
 
@@ -291,13 +290,30 @@ def fit_varad(
         for stream, feature in zip(model.hierarchies(), features, strict=True):
             _start(stream, feature)
         model.train()
-        batch = max(1, min(batch, batch * 256 // math.prod(model.hierarchies()[-1].grid)))
-        steps = min(steps, max(LEAST_STEPS, PASSES * count // batch))
-        _optimise(model, features, seed, steps=steps, batch=batch, rate=rate, progress=progress)
+        grid = model.hierarchies()[-1].grid
+        steps = steps_for(count, grid, steps)
+        _optimise(model, features, seed, steps=steps, batch=_batch(grid), rate=rate, progress=progress)
     model.eval().requires_grad_(requires_grad=False)
     check_adapters(model)
     _calibrate(model, features)
     return model
+
+
+def steps_for(count: int, grid: tuple[int, int], steps: int) -> int:
+    """Give how many optimiser steps a fit takes where `steps` are allowed: few images get fewer.
+
+    Args:
+        count: of rows of the features.
+        grid: tokens of the coarsest hierarchy, height and width.
+        steps: at most so many.
+
+    """
+    return min(steps, max(LEAST_STEPS, PASSES * count // _batch(grid)))
+
+
+def _batch(grid: tuple[int, int]) -> int:
+    """Images per step: larger ones get fewer, at least one, so that a step costs the same."""
+    return max(1, min(BATCH, BATCH * 256 // math.prod(grid)))
 
 
 def check_adapters(model: VarAD) -> None:

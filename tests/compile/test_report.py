@@ -48,6 +48,7 @@ def test_the_report_answers_what_people_ask(compiled: Compiled) -> None:
     assert "with 95 % confidence" in text
     assert f"{found.thresholds['float'].value:.5g}" in text
     assert "not run" in text
+    assert "fitted in 24 optimiser steps" in text
     assert "painted" in text
     for node in found.renderings["int8"].float_nodes:
         assert node.node in text

@@ -179,6 +179,7 @@ def test_few_pictures_get_few_steps(monkeypatch, count, allowed, taken):
     seen: list[int] = []
     fit_varad(textures(count, 0), seed=0, steps=allowed, sizes=SMALL, progress=lambda _, done, of: seen.append(of))
     assert seen == [taken] * taken
+    assert varad.steps_for(count, GRIDS[1], allowed) == taken
 
 
 def test_a_diverging_fit_says_so():
