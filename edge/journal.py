@@ -79,7 +79,7 @@ class Journal:
         self._thread.start()
 
     def close(self) -> None:
-        """Write what waits, as far as the disk allows, and stop."""
+        """Write what waits, as far as the disk allows, and stop. What it did not take is counted as dropped."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -190,6 +190,12 @@ class Journal:
             return {**self._counters, "disk_failures": self._file.failures, **levels}
 
     @property
+    def dropped_writes(self) -> int:
+        """Triggers, verdicts and outcomes that never reached the disk, and never will."""
+        with self._changed:
+            return self._counters["dropped_writes"]
+
+    @property
     def failing(self) -> bool:
         """The disk refuses: everything is held in memory."""
         return self._file.failing
@@ -239,6 +245,8 @@ class Journal:
                 if self._closing and (not written or not self._writes):
                     if self._writes:
                         log.error("journal %s: %d writes lost at the end: the disk fails", self.path, len(self._writes))
+                        self._counters["dropped_writes"] += len(self._writes)
+                        self._writes.clear()
                     break
                 if not written:
                     self._changed.wait_for(lambda: self._closing, RETRY_S)

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.check import check_station
+from edge.errors import BeltlineError
 from edge.judge import Judged
 from edge.services import SERVICES
 from edge.settings import Settings, load_settings
@@ -67,6 +68,11 @@ def run(
             console.print(_table(rows, settings))
         for cause, count in sorted(counters.items()):
             console.print(f"{count:8d}  {cause}")
+    if dropped := running.journal.dropped_writes:
+        raise BeltlineError(
+            f"{running.journal.path}: {dropped} writes (triggers, verdicts, outcomes) are lost: the disk did not take "
+            "them. Mend it, or set [paths] journal."
+        )
 
 
 def _stop_on_signals(stop: Callable[[], None]) -> None:

@@ -78,3 +78,13 @@ def test_a_damaged_bundle_is_one_clear_line(station_file: Path, tmp_path: Path) 
     assert done.returncode == 1
     assert "tiny.bundle" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_outcomes_that_never_reached_the_disk_are_a_failure(station_file: Path) -> None:
+    station_file.write_text(station_file.read_text() + '[paths]\njournal = "journal.db"\n')
+    station_file.with_name("journal.db").mkdir()  # no file can be there: the disk refuses from first to last
+    done = beltline("run", station_file, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[4])["counters"]["trigger"] == 4
+    assert "journal.db: 12 writes (triggers, verdicts, outcomes) are lost" in done.stderr
+    assert "Traceback" not in done.stderr
