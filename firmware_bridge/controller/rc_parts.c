@@ -88,8 +88,10 @@ uint8_t rc_parts_decide(struct reject_controller *rc, uint32_t number, uint8_t d
         if (part->final) {
             if (part->reason == RC_NO_VERDICT) {
                 rc->counters[RC_LATE_DECISIONS]++;
-                part->decision = RC_REJECT;
-                part->reason = RC_LATE;
+                if (decision != RC_FAULT) { /* a FAULT that came too late is still a FAULT */
+                    part->decision = RC_REJECT;
+                    part->reason = RC_LATE;
+                }
                 return RC_LATE_DECISION;
             }
             return part->decision == decision && part->reason == reason ? RC_OK : RC_SETTLED;

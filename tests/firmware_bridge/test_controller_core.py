@@ -208,7 +208,7 @@ class Model:
         if part is None or part.outcome is not None:
             return
         if part.closed:
-            if part.reason is Reason.NO_VERDICT:
+            if part.reason is Reason.NO_VERDICT and decision is not Decision.FAULT:
                 part.decision, part.reason = Decision.REJECT, Reason.LATE
         elif part.decision is None:
             part.decision, part.reason = decision, reason
@@ -386,7 +386,7 @@ def test_busy_line(library: Path, seed: int) -> None:
 
 
 DECIDE = "part->decision = decision;\n            part->reason"
-LATE = "part->decision = RC_REJECT;\n                part->reason = RC_LATE;"
+LATE = "part->decision = RC_REJECT;\n                    part->reason = RC_LATE;"
 PASS = "part->decision = RC_ACCEPT; part->reason = RC_SCORE_BELOW_THRESHOLD;"
 INVERTED = "part->decision = decision == RC_ACCEPT ? RC_REJECT : RC_ACCEPT;\n            part->reason"
 OPEN = "if (part->decision == RC_UNDECIDED) {\n            part->decision"
