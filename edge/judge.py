@@ -22,6 +22,7 @@ class Judged(NamedTuple):
     verdict: Verdict
     frame: Frame | None = None
     score: Score | None = None
+    picture: str = ""  # its name, for people; also where it could not be read
 
 
 class Judge:
@@ -46,26 +47,32 @@ class Judge:
                 raise CaptureError(Reason.AMBIGUOUS_FRAME, f"the source gave the picture of {frame.part_id}")
             score = self.scorer.score(frame.image)
         except CaptureError as error:
-            return Judged(self._fault(trigger, error.reason, times_ms, error), frame)
+            return self._fault(trigger, error.reason, times_ms, error, frame)
         except FrameError as error:
-            return Judged(self._fault(trigger, Reason.BAD_FRAME, times_ms, error), frame)
+            return self._fault(trigger, Reason.BAD_FRAME, times_ms, error, frame)
         except BadScoreError as error:
-            return Judged(self._fault(trigger, Reason.BAD_SCORE, times_ms, error), frame)
+            return self._fault(trigger, Reason.BAD_SCORE, times_ms, error, frame)
         except ScorerError as error:
-            return Judged(self._fault(trigger, Reason.SCORER_FAILED, times_ms, error), frame)
+            return self._fault(trigger, Reason.SCORER_FAILED, times_ms, error, frame)
         times_ms.update(score.times_ms)
         accept = score.value <= self.threshold
         decision = Decision.ACCEPT if accept else Decision.REJECT
         reason = Reason.SCORE_BELOW_THRESHOLD if accept else Reason.SCORE_ABOVE_THRESHOLD
-        return Judged(self._verdict(trigger, decision, reason, score.value, times_ms), frame, score)
+        return Judged(self._verdict(trigger, decision, reason, score.value, times_ms), frame, score, frame.name)
 
     def refuse(self, trigger: Trigger, reason: Reason) -> Judged:
         """A FAULT without looking."""
         return Judged(self._verdict(trigger, Decision.FAULT, reason, None, {}))
 
-    def _fault(self, trigger: Trigger, reason: Reason, times_ms: dict[str, float], error: Exception) -> Verdict:
-        log.warning("part %s: %s: %s", trigger.part_id, reason.value, error)
-        return self._verdict(trigger, Decision.FAULT, reason, None, times_ms)
+    def _fault(
+        self, trigger: Trigger, reason: Reason, times_ms: dict[str, float], error: Exception, frame: Frame | None
+    ) -> Judged:
+        if frame:
+            picture, what = frame.name, f"{frame.name}: {error}"
+        else:  # what could not be read names its own file
+            picture, what = error.picture if isinstance(error, CaptureError) else "", str(error)
+        log.warning("part %s: %s: %s", trigger.part_id, reason.value, what)
+        return Judged(self._verdict(trigger, Decision.FAULT, reason, None, times_ms), frame, picture=picture)
 
     def _verdict(
         self, trigger: Trigger, decision: Decision, reason: Reason, score: float | None, times_ms: dict[str, float]

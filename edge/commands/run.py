@@ -84,7 +84,7 @@ def _row(judged: Judged) -> dict[str, Any]:
     verdict = judged.verdict
     return {
         "part": str(verdict.part_id),
-        "picture": judged.frame.name if judged.frame else None,
+        "picture": judged.picture or None,
         "decision": verdict.decision.value,
         "reason": verdict.reason.value,
         "score": verdict.score,

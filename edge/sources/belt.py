@@ -123,7 +123,7 @@ class Belt:
             image = decode(exposure.picture.read_bytes())
         except (OSError, FrameError) as error:
             self._count("unreadable")
-            return CaptureError(Reason.BAD_FRAME, f"{exposure.picture}: {error}")
+            return CaptureError(Reason.BAD_FRAME, f"{exposure.picture}: {error}", exposure.picture.name)
         self._count("frames")
         return Frame(exposure.part_id, exposure.captured_ns, image, exposure.picture.name)
 

@@ -25,7 +25,7 @@ class Folder:
     def open(self) -> None:
         if not self._path.is_dir():
             raise SourceError(f"{self._path}: no such folder. Set path in [source].")
-        self._files = sorted(file for file in self._path.iterdir() if file.suffix.lower() in SUFFIXES)
+        self._files = sorted(f for f in self._path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
         if not self._files:
             raise SourceError(f"{self._path}: no pictures ({', '.join(sorted(SUFFIXES))}) in this folder.")
 
@@ -45,7 +45,7 @@ class Folder:
             image = decode(file.read_bytes())
         except (OSError, FrameError) as error:
             self._unreadable += 1
-            raise CaptureError(Reason.BAD_FRAME, f"{file}: {error}") from error
+            raise CaptureError(Reason.BAD_FRAME, f"{file}: {error}", file.name) from error
         self._frames += 1
         return Frame(trigger.part_id, captured_ns, image, file.name)
 

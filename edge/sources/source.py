@@ -14,11 +14,11 @@ class SourceError(BeltlineError):
 
 
 class CaptureError(Exception):
-    """No picture that could be judged: the part is a FAULT with this reason."""
+    """No picture that could be judged: the part is a FAULT with this reason. `picture`: its file, where it has one."""
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, picture: str = "") -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.picture = reason, picture
 
 
 class PictureSource(Protocol):

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 
 def beltline(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -23,6 +26,7 @@ def beltline(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def station_file(tmp_path: Path, make_bundle: Callable[..., Path], make_parts: Callable[..., Path]) -> Path:
     make_bundle()
     folder = make_parts(128, 250, 120)
+    (folder / "20dir.png").mkdir()
     (folder / "003.png").write_bytes((folder / "000.png").read_bytes()[:-20])
     file = tmp_path / "station.toml"
     file.write_text('[bundle]\npath = "tiny.bundle"\n[source]\nkind = "folder"\npath = "parts"\n')
@@ -35,11 +39,29 @@ def test_each_picture_gets_one_verdict(station_file: Path) -> None:
     *parts, summary = [json.loads(line) for line in done.stdout.splitlines()]
     assert [part["decision"] for part in parts] == ["ACCEPT", "REJECT", "ACCEPT", "FAULT"]
     assert parts[3]["reason"] == "bad_frame"
-    assert parts[0]["picture"] == "000.png"
+    assert [part["picture"] for part in parts] == ["000.png", "001.png", "002.png", "003.png"]
     assert summary["counters"]["outcome REJECT score_above_threshold"] == 1
     assert summary["counters"]["trigger"] == 4
     assert "truncated PNG" in done.stderr
     assert "nothing is thrown off any belt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.full((64, 64, 3), 77, np.uint8), "blank frame"),
+        (np.zeros((16, 16, 3), np.uint8), "16x16 pixels"),
+        (np.zeros((64, 64), np.uint8), "1 channel"),
+    ],
+)
+def test_the_log_names_the_picture_that_cannot_be_judged(
+    station_file: Path, picture: NDArray[np.uint8], words: str
+) -> None:
+    assert cv2.imwrite(str(station_file.parent / "parts" / "odd.png"), picture)
+    done = beltline("run", station_file, "--json")
+    assert json.loads(done.stdout.splitlines()[4])["picture"] == "odd.png"
+    [line] = [line for line in done.stderr.splitlines() if words in line]
+    assert "bad_frame: odd.png: " in line
 
 
 def test_people_get_a_table(station_file: Path) -> None:
