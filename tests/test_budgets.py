@@ -8,8 +8,8 @@ from compile import demo, parity
 
 def test_the_table_says_what_the_code_keeps() -> None:
     compile_, demo_ = budgets("compile"), budgets("demo")
-    assert parity.FLOAT_TOLERANCE == compile_["score_difference_relative"]
-    assert parity.AUROC_BUDGET == compile_["auroc_given_up_int8"]
-    assert parity.SPEARMAN_BUDGET == compile_["spearman_int8"]
-    assert demo.ESCAPE_SHARE == demo_["escape_share"]
-    assert demo.OVERKILL_LEVEL == demo_["overkill_level"]
+    assert compile_["score_difference_relative"] == parity.FLOAT_TOLERANCE
+    assert compile_["auroc_given_up_int8"] == parity.AUROC_BUDGET
+    assert compile_["spearman_int8"] == parity.SPEARMAN_BUDGET
+    assert demo_["escape_share"] == demo.ESCAPE_SHARE
+    assert demo_["overkill_level"] == demo.OVERKILL_LEVEL
