@@ -27,8 +27,8 @@ SMALLEST_CALIBRATION = 20  # parts
 OUTLYING = 1.5  # interquartile ranges: a gap beside the threshold that wide has an outlier on its far side
 DEFAULT_TARGET = 0.01
 DEFAULT_ABOVE = 3  # parts expected above a default threshold at least: one or two odd parts must not decide it
-TAIL_PARTS = 20  # exceedances that a tail model must be fitted on
 TAIL_SHARE = 0.2  # of the parts, at most
+TAIL_LEAST = 100  # parts: of fewer, the share is too few exceedances
 TAIL_RESAMPLES = 400
 
 
@@ -71,11 +71,12 @@ def set_threshold(
     n = len(ordered)
     flags = []
     used = target
-    if not _supported(n, target):
+    if not supported(n, target):
         used = 1 / (n + 1)
         flags.append(
             f"asked for {target:.4%} false rejects, but {n} good parts support no less than {used:.4%}: "
-            f"that was used; add good parts up to {math.ceil(1 / target) - 1}, or choose the tail model"
+            f"that was used; add good parts up to {math.ceil(1 / target) - 1}, or "
+            f"extrapolate with --tail-model (from {TAIL_LEAST} parts on)"
         )
     rank = rank_for(n, used)
     at = ordered[rank - 1]
@@ -161,11 +162,7 @@ def tail_threshold(
     ordered, words = _part_scores(scores, target, groups)
     n = len(ordered)
     exceedances = int(TAIL_SHARE * n)
-    if exceedances < TAIL_PARTS:
-        raise CalibrationError(
-            f"{n} good parts are too few for a tail model: it needs {math.ceil(TAIL_PARTS / TAIL_SHARE)}. "
-            "Add good parts or choose a looser target."
-        )
+    check_tail(n)
     if target >= exceedances / n:
         raise CalibrationError(f"target {target} lies inside the scores: no tail model is needed, use set_threshold")
     model = _fit_tail(ordered, exceedances)
@@ -186,6 +183,15 @@ def tail_threshold(
         flagged=f"{target:.4%} false rejects is extrapolated by a tail model, not counted on parts"
         + ("; cross-fitted" if cross_fitted else ""),
     )
+
+
+def check_tail(parts: int) -> None:
+    """Raise CalibrationError where the parts are too few for a tail model."""
+    if parts < TAIL_LEAST:
+        raise CalibrationError(
+            f"{parts} good parts are too few for a tail model: it needs {TAIL_LEAST}. "
+            "Add good parts or choose a looser target."
+        )
 
 
 def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | None) -> tuple[NDArray[np.float64], str]:
@@ -225,7 +231,8 @@ def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | No
     return ordered, words
 
 
-def _supported(n: int, target: float) -> bool:
+def supported(n: int, target: float) -> bool:
+    """Whether n parts support the target, or only a tail model reaches it."""
     return rank_for(n, target) <= n
 
 

@@ -47,6 +47,12 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         float | None,
         typer.Option(help="Share of good parts that may be rejected. [default: 0.01; more below 299 good parts]"),
     ] = None,
+    tail_model: Annotated[
+        bool,
+        typer.Option(
+            "--tail-model", help="Extrapolate the threshold where the good parts are too few for the target; labelled."
+        ),
+    ] = False,
     group_by: Annotated[
         str,
         typer.Option(help="Which images show one part: near-duplicates, folder, or a regular expression on the name."),
@@ -56,13 +62,24 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
     fit_steps: Annotated[
         int,
-        typer.Option(help="Optimiser steps of each fit, at most; the time is proportional. Few pictures get fewer."),
+        typer.Option(help="Optimiser steps of each fit, at most (few pictures get fewer); the time is proportional."),
     ] = FIT_STEPS,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
     settings = Settings(
-        data, output, size, smallest_defect, budget_ms, target_false_reject, seed, group_by, name, version, fit_steps
+        data,
+        output,
+        size=size,
+        smallest_defect_px=smallest_defect,
+        budget_ms=budget_ms,
+        target_false_reject=target_false_reject,
+        tail_model=tail_model,
+        seed=seed,
+        group_by=group_by,
+        name=name,
+        version=version,
+        fit_steps=fit_steps,
     )
     try:
         with _ending_well(), _bars(enabled=not as_json) as tick:

@@ -33,6 +33,7 @@ class Settings:
     smallest_defect_px: float | None = None
     budget_ms: float | None = None
     target_false_reject: float | None = None  # `default_target` of the parts
+    tail_model: bool = False  # where the parts do not support the target
     seed: int = 0
     group_by: str = "near-duplicates"
     name: str = ""

@@ -33,6 +33,7 @@ from compile.proof import (
     Test,
     check_graphs,
     drop_refused,
+    extrapolates,
     judge_on_painted,
     judge_on_test,
     paint,
@@ -94,6 +95,7 @@ def _compile(job: Job) -> Compiled:
         test = _load_test(job)
     plan = plan_split(groups, job.settings.target_false_reject or DEFAULT_TARGET, job.settings.seed)
     job.evidence.split = plan.words
+    extrapolates(job.settings, int(np.unique(groups[plan.held]).size))  # too few parts are said before the fit
     trunk = Trunk()
     with step("quantise"):
         trunks, record = render_trunks(job, trunk, pictures[plan.folds[0][0]])

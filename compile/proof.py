@@ -11,13 +11,21 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from calibration.threshold import DEFAULT_ABOVE, DEFAULT_TARGET, default_target, set_threshold
+from calibration.threshold import (
+    DEFAULT_ABOVE,
+    DEFAULT_TARGET,
+    check_tail,
+    default_target,
+    set_threshold,
+    supported,
+    tail_threshold,
+)
 from compile.anomaly_graph import AnomalyGraph
 from compile.data import LabelledImage
 from compile.evaluate import load_masks, test_row
 from compile.evidence import Evidence, Example
 from compile.features import Features
-from compile.job import FILES, Graphs, Job
+from compile.job import FILES, Graphs, Job, Settings
 from compile.model import Heads, extract
 from compile.onnx_session import open_session
 from compile.parity import Scored, check_behaviour, check_float, judge_reduced, score_all
@@ -43,10 +51,17 @@ class Test:
 def set_thresholds(
     job: Job, features: Features, plan: SplitPlan, heads: Heads, groups: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Set one threshold per graph from its own scores of held-out parts; returns which pictures those are."""
-    held = np.concatenate([rows for _, rows in plan.folds])
+    """Set one threshold per graph from its own scores of held-out parts; returns which pictures those are.
+
+    Raises:
+        CalibrationError: the scores allow none, or a tail model was asked for and the parts are too few for it.
+
+    """
+    held = plan.held
     parts = int(np.unique(groups[held]).size)
     target = job.settings.target_false_reject or default_target(parts)
+    extrapolated = extrapolates(job.settings, parts)
+    rule = tail_threshold if extrapolated else set_threshold
     for name in FILES:
         scores = np.concatenate(
             [
@@ -55,7 +70,7 @@ def set_thresholds(
             ]
         )
         job.evidence.good_scores[name] = scores
-        job.evidence.thresholds[name] = set_threshold(
+        job.evidence.thresholds[name] = rule(
             scores, target, cross_fitted=plan.cross_fitted, groups=groups[held].tolist()
         )
     found = job.evidence.thresholds["float"]
@@ -69,7 +84,23 @@ def set_thresholds(
             f" {parts} good parts say too little about {DEFAULT_TARGET:.0%}: {DEFAULT_ABOVE} of {parts + 1} was aimed "
             f"at, as at the oddest part alone the threshold would be luck. --target-false-reject asks for another."
         )
+    if job.settings.tail_model and not extrapolated:
+        job.evidence.promise += f" --tail-model was not needed: {parts} good parts support {target:.2%}."
     return held
+
+
+def extrapolates(wanted: Settings, parts: int) -> bool:
+    """Whether a tail model sets the threshold on so many held-out parts.
+
+    Raises:
+        CalibrationError: it should, but the parts are too few for one.
+
+    """
+    target = wanted.target_false_reject
+    if not wanted.tail_model or target is None or supported(parts, target):
+        return False
+    check_tail(parts)
+    return True
 
 
 def warn_of_outliers(found: Evidence) -> None:

@@ -24,6 +24,11 @@ class SplitPlan:
     cross_fitted: bool
     words: str
 
+    @property
+    def held(self) -> NDArray[np.int64]:
+        """The pictures that set the threshold, fold by fold."""
+        return np.concatenate([rows for _, rows in self.folds])
+
 
 def plan_split(groups: NDArray[np.int64], target_false_reject: float, seed: int) -> SplitPlan:
     """Cross-fit where parts are few for the target, hold parts out where there are enough.

@@ -9,6 +9,7 @@ from compile.image_size import LARGEST, SMALLEST, STEP
 from compile.job import LEAST_FIT_STEPS, Settings
 from edge.errors import BeltlineError
 
+SMALLEST_TARGET = 1e-6  # no set of good parts says anything about rarer rejects
 LARGEST_SEED = 2**32 - 1
 GROUPINGS = ("near-duplicates", "folder")
 
@@ -31,8 +32,10 @@ def check_wishes(wanted: Settings) -> None:
         raise WishError(f"--smallest-defect {defect}: give a diameter of at least 1 source pixel.")
     if budget is not None and not 0 < budget < math.inf:
         raise WishError(f"--budget-ms {budget}: give milliseconds above zero, or leave it out for no limit.")
-    if target is not None and not 0 < target < 1:
-        raise WishError(f"--target-false-reject {target}: must lie between 0 and 1, for example 0.01.")
+    if target is not None and not SMALLEST_TARGET <= target < 1:
+        raise WishError(f"--target-false-reject {target}: must lie between {SMALLEST_TARGET} and 1, for example 0.01.")
+    if wanted.tail_model and target is None:
+        raise WishError("--tail-model: state with --target-false-reject which rate it shall reach.")
     if not 0 <= wanted.seed <= LARGEST_SEED:
         raise WishError(f"--seed {wanted.seed}: give a whole number from 0 to {LARGEST_SEED}.")
     if wanted.fit_steps < LEAST_FIT_STEPS:

@@ -24,7 +24,7 @@ PLAIN = Settings(Path("data"), Path("x.bundle"))
             for px in (0.0, -3.0, 5e-324, 1e-300, 0.99, math.inf, math.nan)
         ),
         *(("budget_ms", ms, "--budget-ms") for ms in (0.0, -1.0, math.inf, math.nan)),
-        *(("target_false_reject", rate, "--target-false-reject") for rate in (0.0, 1.0, math.nan)),
+        *(("target_false_reject", rate, "--target-false-reject") for rate in (0.0, 5e-324, 1.0, math.nan)),
         *(("seed", seed, "--seed") for seed in (-5, 2**32)),
         ("fit_steps", 19, "--fit-steps"),
         ("group_by", "(", "--group-by"),
@@ -34,6 +34,12 @@ def test_a_wish_that_makes_no_sense_is_refused_with_its_value(field: str, value:
     with pytest.raises(WishError) as refused:
         check_wishes(replace(PLAIN, **{field: value}))
     assert str(refused.value).startswith(f"{option} {value!r}: ")
+
+
+def test_a_tail_model_needs_a_target() -> None:
+    with pytest.raises(WishError, match="--tail-model: state with --target-false-reject"):
+        check_wishes(replace(PLAIN, tail_model=True))
+    check_wishes(replace(PLAIN, tail_model=True, target_false_reject=0.001))
 
 
 @pytest.mark.parametrize("group_by", ["near-duplicates", "folder", r"part-(\d+)"])

@@ -1,0 +1,79 @@
+"""Thresholds from scores of held-out parts; the scores come from a head that gives each map's largest value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibration.threshold import CalibrationError
+from compile.data import DataSet
+from compile.evidence import Evidence
+from compile.features import Features
+from compile.image_size import SizeChoice
+from compile.job import FILES, Clock, Job, Settings
+from compile.model import Heads
+from compile.proof import extrapolates, set_thresholds
+from compile.split_plan import plan_split
+from edge.bundle import Input, Source
+
+SOURCE = Source(height=(128, 128), width=(128, 128), channels=3, white=255)
+
+
+class Peak(nn.Module):
+    def forward(self, maps: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        return maps.amax((1, 2, 3)), maps[:, 0]
+
+
+def job(folder: Path, **wishes: object) -> Job:
+    settings = Settings(folder, folder / "x.bundle", **wishes)
+    data = DataSet(folder, "flat", [], np.arange(0), [], SOURCE, 128)
+    evidence = Evidence("x", "1", 0, data, SizeChoice(128, "asked for"))
+    return Job(settings, Clock(lambda *_: None), folder, Input(height=128, width=128, source=SOURCE), evidence)
+
+
+def judged(folder: Path, parts: int, **wishes: object) -> Job:
+    """A job whose thresholds are set on `parts` parts with exponential scores."""
+    one = job(folder, **wishes)
+    features = Features(folder, list(FILES))
+    scores = np.random.default_rng(0).exponential(size=(len(FILES) * parts, 1, 1, 1))
+    features.maps, features.pictures = [scores.astype(np.float32)], parts
+    plan = plan_split(np.arange(parts), one.settings.target_false_reject or 0.01, 0)
+    with torch.no_grad():
+        held = set_thresholds(one, features, plan, Heads([Peak() for _ in plan.folds], Peak()), np.arange(parts))
+    assert sorted(held) == sorted(plan.held)
+    return one
+
+
+def test_a_target_beyond_the_parts_is_loosened_and_the_way_out_is_named(tmp_path: Path) -> None:
+    found = judged(tmp_path, 120, target_false_reject=0.001).evidence.thresholds["float"]
+    assert found.target_false_reject == pytest.approx(1 / 121)
+    assert "extrapolate with --tail-model" in found.flagged
+
+
+def test_a_tail_model_reaches_the_target_and_says_what_it_is(tmp_path: Path) -> None:
+    found = judged(tmp_path, 120, target_false_reject=0.001, tail_model=True).evidence
+    for threshold in found.thresholds.values():
+        assert threshold.target_false_reject == 0.001
+        assert threshold.approximate
+        assert "extrapolated by a tail model" in threshold.flagged
+    assert set(found.thresholds) == set(FILES)
+    assert "tail model: generalised Pareto" in found.promise
+    assert found.thresholds["float"].value > np.sort(found.good_scores["float"])[-2]
+
+
+def test_a_tail_model_that_is_not_needed_is_not_used(tmp_path: Path) -> None:
+    found = judged(tmp_path, 120, target_false_reject=0.05, tail_model=True).evidence
+    assert found.thresholds["float"].rank is not None
+    assert "--tail-model was not needed: 120 good parts support 5.00%" in found.promise
+
+
+def test_too_few_parts_for_a_tail_model_are_said(tmp_path: Path) -> None:
+    wanted = job(tmp_path, target_false_reject=0.001, tail_model=True).settings
+    with pytest.raises(CalibrationError, match="99 good parts are too few for a tail model: it needs 100"):
+        extrapolates(wanted, 99)
+    assert extrapolates(wanted, 100)
+    assert not extrapolates(wanted, 999)
