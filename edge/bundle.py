@@ -2,10 +2,10 @@
 
 A `.bundle` is an uncompressed tar of a flat set of files (plus the folder `golden/`); a directory with the same files
 is the same bundle. `manifest.json` lists every other file with its sha256, `manifest.sha256` holds the hash of the
-manifest, and that hash is the bundle's id. Reading verifies all of it before anything is used: a flipped byte, a
-missing, surplus or renamed file, an unknown schema version, or a threshold that is not a finite number is a
-`BundleError` that names the file and what to do. Nothing is unpacked to disk and nothing is ever unpickled; a bundle is
-small, so its verified bytes are simply held in memory.
+manifest, and that hash is the bundle's id. Reading verifies all of it before anything is used: a flipped byte anywhere
+in the archive, another length, a missing, surplus or renamed file, an unknown schema version, or a value of the wrong
+type or out of bounds is a `BundleError` that names the file and what to do. Nothing is unpacked to disk and nothing is
+ever unpickled; a bundle is small, so its verified bytes are simply held in memory.
 
 Who: `compile` writes bundles with the same models; `edge` reads them.
 """
@@ -23,12 +23,13 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from edge.errors import BeltlineError
 
 SCHEMA: Literal[1] = 1
 SIZE_LIMIT = 512 * 1024 * 1024  # bytes; a larger archive is refused unread
+SCORE_LIMIT = 1e9  # no method's scores come near; a threshold beyond would accept every part
 GraphName = Literal["float", "int8", "trt"]
 
 
@@ -36,30 +37,37 @@ class BundleError(BeltlineError):
     """The bundle cannot be trusted or read. The message names the file, the value and the next step."""
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"must be a finite number, got {value}")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Tolerance = Annotated[Finite, Field(ge=0)]
+Rate = Annotated[Finite, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=1, le=65535)]  # pixels
+
+
+def _ordered(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError(f"must be smallest, largest, got {span}")
+    return span
+
+
+Span = Annotated[tuple[Side, Side], AfterValidator(_ordered)]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Model = TypeVar("Model", bound=Strict)
+Parsed = TypeVar("Parsed")
 
 
 class Source(Strict):
     """The camera frames that the bundle was made from; a frame outside these ranges is not inspected."""
 
-    height: tuple[int, int]  # smallest, largest, pixels
-    width: tuple[int, int]
+    height: Span  # smallest, largest
+    width: Span
     channels: Literal[1, 3]
-    white: int = 255  # the sample value of white: 255, or for 16-bit cameras 1023, 4095, 16383, 65535
+    white: int = Field(
+        255, ge=255, le=65535
+    )  # the sample value of white: 255, or for 16-bit cameras 1023, 4095, 16383, 65535
 
 
 class Input(Strict):
@@ -87,8 +95,8 @@ class Manifest(Strict):
     method: str
     created: str  # ISO 8601, UTC
     input: Input
-    map_height: int = Field(le=256)
-    map_width: int = Field(le=256)
+    map_height: int = Field(ge=1, le=256)
+    map_width: int = Field(ge=1, le=256)
     score: str  # for people: how the map becomes the score
     graphs: dict[GraphName, Graph]
     classes: list[str] = []
@@ -99,11 +107,11 @@ class Manifest(Strict):
 class Threshold(Strict):
     """A part is rejected when score > value."""
 
-    value: Finite
+    value: Finite = Field(ge=-SCORE_LIMIT, le=SCORE_LIMIT)
     target_false_reject: float = Field(gt=0, lt=1)
     rule: str  # for people: "order statistic 231 of 240, moved half-way to the next"
     parts: int = Field(ge=1)  # physical parts that it was set on
-    interval: tuple[Finite, Finite]  # 95 % interval of the realised false-reject rate
+    interval: tuple[Rate, Rate]  # 95 % interval of the realised false-reject rate
     approximate: bool = False  # cross-fitted: the parts were scored by sibling models
     flagged: str = ""  # a warning that people must see, or nothing
 
@@ -130,12 +138,7 @@ class Bundle:
         self.id = identity
         self._files = files
         self.manifest = _parse(path, files, "manifest.json", Manifest)
-        raw = _json(path, files, "threshold.json")
-        if not isinstance(raw, dict):
-            raise BundleError(f"{path}: threshold.json is not an object of one entry per graph")
-        self.thresholds: dict[str, Threshold] = {
-            name: _validate(path, f"threshold.json ({name})", entry, Threshold) for name, entry in raw.items()
-        }
+        self.thresholds = _parse(path, files, "threshold.json", dict[str, Threshold])
         self.golden = _parse(path, files, "golden/golden.json", GoldenSet)
         self.signed = "signature" in files
         for name, graph in self.manifest.graphs.items():
@@ -163,15 +166,18 @@ class Bundle:
         return self._files[name]
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """A golden map, float32 [h, w]."""
-        try:
-            data: NDArray[np.float32] = np.load(io.BytesIO(self._files[name]), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise BundleError(f"{self.path}: {name} is not an array ({error}). Compile the bundle again.") from error
-        expected = (self.manifest.map_height, self.manifest.map_width)
-        if data.dtype != np.float32 or data.shape != expected:
-            raise BundleError(f"{self.path}: {name} holds {data.dtype} {data.shape}, expected float32 {expected}")
-        return data
+        """A golden map, float32 [h, w]: an `.npy` file of format 1.0 with the one header that is right."""
+        shape = (self.manifest.map_height, self.manifest.map_width)
+        data = self._files[name]
+        start = 10 + int.from_bytes(data[8:10], "little")
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+        right = data[:8] == b"\x93NUMPY\x01\x00" and data[10:start].rstrip() == header
+        if not right or len(data) != start + 4 * math.prod(shape):
+            raise BundleError(f"{self.path}: {name} is not an array, float32 {shape}. Compile the bundle again.")
+        array = np.frombuffer(data, "<f4", offset=start).reshape(shape)
+        if not np.isfinite(array).all():
+            raise BundleError(f"{self.path}: {name} holds values that are not finite. Compile the bundle again.")
+        return array
 
     def graph_sha256(self, name: GraphName) -> str:
         return self.manifest.files[self.manifest.graphs[name].file]
@@ -234,20 +240,38 @@ def _read_archive(path: Path) -> dict[str, bytes]:
         size = path.stat().st_size
         if size > SIZE_LIMIT:
             raise BundleError(f"{path}: {size} bytes, more than the limit of {SIZE_LIMIT}: not a beltline bundle")
-        files: dict[str, bytes] = {}
-        with tarfile.open(path, mode="r:") as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.name in files:
-                    raise BundleError(f"{path}: {member.name!r} is a link, a device or there twice: refused")
-                stream = archive.extractfile(member)
-                files[member.name] = stream.read() if stream else b""
+        raw = path.read_bytes()
+        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as archive:
+            members = archive.getmembers()
     except FileNotFoundError:
         raise BundleError(f"{path}: no such bundle. Give the path that `beltline compile -o` wrote.") from None
     except (OSError, tarfile.TarError) as error:
         raise BundleError(f"{path}: not a readable bundle ({error}). Copy it again.") from error
+    files: dict[str, bytes] = {}
+    end = 0
+    for member in members:
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.name in files:
+            raise BundleError(f"{path}: {member.name!r} is a link, a device or there twice: refused")
+        data_end = member.offset_data + member.size
+        next_header = _blocks(data_end)
+        if not _plain_header(raw[end : member.offset_data]) or any(raw[data_end:next_header]):
+            raise BundleError(f"{path}: damaged around {member.name}, or not written by beltline. Copy it again.")
+        end = next_header
+        if not member.isdir():
+            files[member.name] = raw[member.offset_data : data_end]
+    if any(raw[end:]) or len(raw) != _blocks(end + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE):
+        raise BundleError(f"{path}: truncated, or damaged after its last file. Copy it again.")
     return files
+
+
+def _plain_header(header: bytes) -> bool:
+    """One block, with its checksum as tar programs write it: readers let some changed bytes of that field pass."""
+    total = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
+    return len(header) == tarfile.BLOCKSIZE and header[148:156] == b"%06o\0 " % total
+
+
+def _blocks(end: int, block: int = tarfile.BLOCKSIZE) -> int:
+    return -(-end // block) * block
 
 
 def _json(path: Path, files: dict[str, bytes], name: str) -> object:
@@ -255,18 +279,15 @@ def _json(path: Path, files: dict[str, bytes], name: str) -> object:
         raise BundleError(f"{path}: {name} is missing. Copy the bundle again.")
     try:
         return json.loads(files[name])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {name} is not JSON ({error}). Copy the bundle again.") from error
 
 
-def _parse(path: Path, files: dict[str, bytes], name: str, model: type[Model]) -> Model:
-    return _validate(path, name, _json(path, files, name), model)
-
-
-def _validate(path: Path, name: str, raw: object, model: type[Model]) -> Model:
+def _parse(path: Path, files: dict[str, bytes], name: str, model: type[Parsed]) -> Parsed:
+    _json(path, files, name)
     try:
-        return model.model_validate(raw)
+        return TypeAdapter(model).validate_json(files[name], strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
-        raise BundleError(f"{path}: {name}: {where}: {first['msg']} (got {first['input']!r})") from error
+        raise BundleError(f"{path}: {name}: {where}: {first['msg']} (got {first['input']!r:.100})") from error
