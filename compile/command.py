@@ -19,6 +19,7 @@ from calibration.threshold import CalibrationError
 from compile.job import FIT_STEPS, Settings
 from compile.job import Progress as Tick
 from compile.pipeline import Compiled, compile_data
+from compile.report import GRAPH_NAMES
 from compile.wishes import WishError
 from edge.errors import BeltlineError
 
@@ -110,6 +111,7 @@ def summarise(compiled: Compiled) -> dict[str, object]:
         "remarks": found.data.remarks,
         "thresholds": {name: entry.model_dump(mode="json") for name, entry in bundle.thresholds.items()},
         "fit_steps": found.fit_steps,
+        "defects": found.defects_json(),
         "parity": found.parity_json(),
         "graph_ms": found.graph_ms,
         "seconds": found.seconds,
@@ -182,6 +184,10 @@ def _print(compiled: Compiled) -> None:
                 markup=False,
             )
     console.print(found.promise, markup=False)
+    for name, each in found.defects_found().items():
+        console.print(
+            f"{GRAPH_NAMES[name]}: of {each.of} {found.other_name} the threshold finds {each.found}", markup=False
+        )
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(

@@ -38,6 +38,13 @@ class TestRow:
     defective: int
 
 
+class Found(NamedTuple):
+    """How many of the defects known here score above a graph's threshold."""
+
+    found: int
+    of: int
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A picture with its map, for people."""
@@ -75,11 +82,24 @@ class Evidence:
     seconds: dict[str, float] = field(default_factory=dict)  # step -> duration
     machine: str = ""
 
+    def defects_found(self) -> dict[GraphName, Found]:
+        """By each graph of the bundle at its own threshold."""
+        return {
+            name: Found(int(np.sum(scores > self.thresholds[name].value)), len(scores))
+            for name, scores in self.other_scores.items()
+            if name == "float" or self.reduced[name].kept
+        }
+
+    def defects_json(self) -> dict[str, object]:
+        graphs = {name: {"found": each.found, "of": each.of} for name, each in self.defects_found().items()}
+        return {"what": self.other_name, "graphs": graphs}
+
     def parity_json(self) -> dict[str, object]:
         return {
             "float": self.float_parity,
             "reduced": {name: _reduced(found, self.renderings[name]) for name, found in self.reduced.items()},
             "test": [_row(row) for row in self.test],
+            "defects": self.defects_json(),
             "engine": "not run",
             "trt_scored_by": "ONNX Runtime, Q/DQ in float as written",
         }

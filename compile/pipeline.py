@@ -40,6 +40,7 @@ from compile.proof import (
     set_thresholds,
     show_examples,
     time_graphs,
+    warn_of_blindness,
     warn_of_outliers,
 )
 from compile.report import render_report
@@ -123,6 +124,7 @@ def _compile(job: Job) -> Compiled:
             defects = [(f"painted {defect.kind}, {defect.size_px} px", defect.image) for defect in painted]
         golden = show_examples(job, graphs, pictures[held], defects)
         graphs = drop_refused(job, graphs)
+        warn_of_blindness(job.evidence)
         time_graphs(job, graphs, pictures[0])
     with step("write"):
         return _write(job, graphs, record, golden, groups)

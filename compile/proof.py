@@ -106,9 +106,24 @@ def extrapolates(wanted: Settings, parts: int) -> bool:
 def warn_of_outliers(found: Evidence) -> None:
     """Pass on what is flagged about the threshold, with the names of the good pictures that it hangs on."""
     if flag := found.thresholds["float"].flagged:
-        highest = np.argsort(found.good_scores["float"])[::-1][:NAMED_OUTLIERS]
-        names = ", ".join(f"{found.good_names[i]} ({found.good_scores['float'][i]:.4g})" for i in highest)
-        found.warnings.append(f"Threshold: {flag}. The highest good scores: {names}.")
+        found.warnings.append(f"Threshold: {flag}. The highest good scores: {_highest(found, 'float')}.")
+
+
+def warn_of_blindness(found: Evidence) -> None:
+    """Say loudly, before all else, which graphs find fewer than half of the defects known here."""
+    blind = [
+        f"THE THRESHOLD OF {FILES[name]} FINDS ONLY {each.found} OF {each.of} {found.other_name.upper()}. It hangs on "
+        f"the highest good scores: {_highest(found, name)}; take those pictures out if the parts are not good, add "
+        "good parts, or allow more false rejects with --target-false-reject."
+        for name, each in found.defects_found().items()
+        if 2 * each.found < each.of
+    ]
+    found.warnings[:0] = blind
+
+
+def _highest(found: Evidence, name: GraphName) -> str:
+    scores = found.good_scores[name]
+    return ", ".join(f"{found.good_names[i]} ({scores[i]:.4g})" for i in np.argsort(scores)[::-1][:NAMED_OUTLIERS])
 
 
 def open_graph(name: GraphName, model: bytes) -> ort.InferenceSession:

@@ -40,6 +40,10 @@ def test_a_folder_with_labels_becomes_a_bundle_in_one_json_document(mvtec: Path,
     assert captured.err == ""
     assert told["id"] == read_bundle(output).id
     assert told["good_parts"] == 20
+    assert told["defects"]["what"] == "defective test pictures"
+    assert set(told["defects"]["graphs"]) == set(told["thresholds"])
+    row = next(row for row in told["parity"]["test"] if row["graph"] == "float")
+    assert told["defects"]["graphs"]["float"] == {"found": 10 - row["defective_accepted"], "of": 10}
     rows = {row["graph"]: row for row in told["parity"]["test"]}
     assert list(rows) == ["torch", "float", "int8", "trt"]
     assert rows["torch"]["image_auroc"]["value"] == pytest.approx(rows["float"]["image_auroc"]["value"], abs=1e-9)

@@ -16,7 +16,7 @@ from compile.features import Features
 from compile.image_size import SizeChoice
 from compile.job import FILES, Clock, Job, Settings
 from compile.model import Heads
-from compile.proof import extrapolates, set_thresholds
+from compile.proof import extrapolates, set_thresholds, warn_of_blindness
 from compile.split_plan import plan_split
 from edge.bundle import Input, Source
 
@@ -69,6 +69,24 @@ def test_a_tail_model_that_is_not_needed_is_not_used(tmp_path: Path) -> None:
     found = judged(tmp_path, 120, target_false_reject=0.05, tail_model=True).evidence
     assert found.thresholds["float"].rank is not None
     assert "--tail-model was not needed: 120 good parts support 5.00%" in found.promise
+
+
+@pytest.mark.parametrize(("scores", "finds", "warned"), [([0.1, 0.2, 99.0], 1, True), ([0.1, 50.0, 99.0], 2, False)])
+def test_every_graph_says_how_many_defects_its_threshold_finds(
+    tmp_path: Path, *, scores: list[float], finds: int, warned: bool
+) -> None:
+    found = judged(tmp_path, 30).evidence
+    found.good_names = [f"{i}.png" for i in range(30)]
+    found.other_scores, found.other_name = {"float": np.array(scores)}, "painted defects"
+    found.warnings = ["another"]
+    assert found.defects_json() == {"what": "painted defects", "graphs": {"float": {"found": finds, "of": 3}}}
+    warn_of_blindness(found)
+    assert found.warnings[-1] == "another"
+    assert len(found.warnings) == 1 + warned
+    if warned:
+        assert "FINDS ONLY 1 OF 3 PAINTED DEFECTS" in found.warnings[0]
+        oddest = int(np.argmax(found.good_scores["float"]))
+        assert f"highest good scores: {oddest}.png" in found.warnings[0]
 
 
 def test_too_few_parts_for_a_tail_model_are_said(tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ def test_the_report_answers_what_people_ask(compiled: Compiled) -> None:
     assert f"{found.thresholds['float'].value:.5g}" in text
     assert "not run" in text
     assert "fitted in 24 optimiser steps" in text
-    assert "painted" in text
+    defects = found.defects_found()
+    assert set(defects) == set(compiled.bundle.manifest.graphs)
+    for each in defects.values():
+        assert f"of {each.of} painted defects on held-out parts the threshold finds {each.found}" in text
     for node in found.renderings["int8"].float_nodes:
         assert node.node in text
     for warning in found.warnings:
