@@ -35,7 +35,7 @@ TARGET_FALSE_REJECT = 0.03
 ESCAPE_SHARE = 0.05  # of painted defects above the stated smallest size
 OVERKILL_LEVEL = 0.99
 RUN_LIMIT_S = 180.0
-STEPS = ("queue", "frame", "front_end", "graph", "total")
+STEPS = ("queue", "hand_over", "frame", "front_end", "graph", "total")
 
 
 @dataclass(frozen=True)

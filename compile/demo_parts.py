@@ -4,8 +4,9 @@ The surface is a photograph that scikit-image ships (grey, 512x512). No two part
 drawn at random, refused where they come close to an earlier part of the same orientation, and then dealt to training
 and line by one shuffle, so that the parts of the line are exchangeable with those of training, as the promise behind
 the threshold demands. Neighbouring pieces overlap, by three quarters of their area on average: the demo shows that the
-line works and keeps its promises, not how well a model does on another surface. Each picture adds what a line adds: displacement, a small rotation, gain and
-gradient of the light, sensor noise. Defective parts get one defect of a stated kind and size.
+line works and keeps its promises, not how well a model does on another surface. Each picture adds what a line adds:
+displacement, a small rotation, gain and gradient of the light, sensor noise. Defective parts get one defect of a stated
+kind and size.
 
 Files:
 
