@@ -36,7 +36,8 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     data: Annotated[Path, typer.Argument(help="Folder of good images: flat, or MVTec style with train/good.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.bundle.")],
     size: Annotated[
-        int | None, typer.Option(help="Side of the graph's square input, a multiple of 32. [default: chosen]")
+        int | None,
+        typer.Option(help="Side of the graph's square input, a multiple of 32.", show_default="chosen"),
     ] = None,
     smallest_defect: Annotated[
         float | None, typer.Option(help="Diameter of the smallest defect to find, source pixels.")
@@ -46,7 +47,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     ] = None,
     target_false_reject: Annotated[
         float | None,
-        typer.Option(help="Share of good parts that may be rejected. [default: 0.01; more below 299 good parts]"),
+        typer.Option(help="Share of good parts that may be rejected.", show_default="0.01; more below 299 good parts"),
     ] = None,
     tail_model: Annotated[
         bool,
@@ -59,7 +60,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         typer.Option(help="Which images show one part: near-duplicates, folder, or a regular expression on the name."),
     ] = "near-duplicates",
     seed: Annotated[int, typer.Option(help="Fixes splits and fit.")] = 0,
-    name: Annotated[str, typer.Option(help="Name of the product. [default: the bundle's file name]")] = "",
+    name: Annotated[str, typer.Option(help="Name of the product.", show_default="the bundle's file name")] = "",
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
     fit_steps: Annotated[
         int,
