@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
-from compile.methods.varad import VarAD, fit_varad
+from compile.methods.varad import VarAD
+from compile.methods.varad_fit import fit_varad
 
 POLL_S = 0.2
 

@@ -14,7 +14,7 @@ from compile.export import export, join
 from compile.features import Features
 from compile.fitting import Fit, fit_all
 from compile.job import FILES, Graphs, Job
-from compile.methods.varad import steps_for
+from compile.methods.varad_fit import steps_for
 from compile.precision import CalibrationRecord, calibrate, render_accurately
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan

@@ -14,7 +14,8 @@ from skimage import data
 from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
-from compile.methods.varad import BASE, VarAD, fit_varad
+from compile.methods.varad import BASE, VarAD
+from compile.methods.varad_fit import fit_varad
 from compile.tensorrt_build import check_allowed
 from edge.bundle import Input, Source
 from edge.front_end import rgb

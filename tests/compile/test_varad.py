@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from compile.methods import varad
-from compile.methods.varad import BASE, FitError, Size, Stream, check_adapters, fit_varad, scan_orders
+from compile.methods import varad_fit
+from compile.methods.varad import BASE, Size, Stream, VarAD, scan_orders
+from compile.methods.varad_fit import FitError, check_adapters, fit_varad
 
 SMALL = (Size(fold=2, width=16, heads=2, state=8), Size(fold=1, width=16, heads=2, state=8))
 GRIDS = ((8, 12), (4, 6))
@@ -23,7 +24,7 @@ def textures(count: int, seed: int) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def fitted() -> varad.VarAD:
+def fitted() -> VarAD:
     return fit_varad(textures(128, 0), seed=3, steps=120, sizes=SMALL)
 
 
@@ -123,11 +124,11 @@ def test_refuses_a_grid_that_does_not_fold():
 
 def test_starts_from_whitened_tokens(monkeypatch):
     """Before any step the adapter is the identity: tokens of unit covariance, up to the floor."""
-    monkeypatch.setattr(varad, "WHITEN_FLOOR", 0.0)
+    monkeypatch.setattr(varad_fit, "WHITEN_FLOOR", 0.0)
     features = textures(200, 0)
     with torch.no_grad():
         one = Stream(7, GRIDS[1], SMALL[1])
-        varad._start(one, features[1])
+        varad_fit._start(one, features[1])
         tokens = one.adapt(torch.from_numpy(features[1])).reshape(-1, 7)
     assert torch.allclose(tokens.T @ tokens / len(tokens), torch.eye(7), atol=2e-3)
 
@@ -175,11 +176,11 @@ def test_reads_memory_maps_of_half_precision_and_reports_progress(tmp_path):
 
 @pytest.mark.parametrize(("count", "allowed", "taken"), [(6, 9, 9), (6, 99, 20), (24, 99, 48)])
 def test_few_pictures_get_few_steps(monkeypatch, count, allowed, taken):
-    monkeypatch.setattr(varad, "LEAST_STEPS", 20)
+    monkeypatch.setattr(varad_fit, "LEAST_STEPS", 20)
     seen: list[int] = []
     fit_varad(textures(count, 0), seed=0, steps=allowed, sizes=SMALL, progress=lambda _, done, of: seen.append(of))
     assert seen == [taken] * taken
-    assert varad.steps_for(count, GRIDS[1], allowed) == taken
+    assert varad_fit.steps_for(count, GRIDS[1], allowed) == taken
 
 
 def test_a_diverging_fit_says_so():
@@ -213,7 +214,7 @@ def test_the_likelihood_resists_collapse(fitted):
 
 def test_without_the_determinant_the_planted_collapse_is_caught(monkeypatch):
     monkeypatch.setattr(torch.linalg, "slogdet", lambda matrix: (None, matrix.new_zeros(())))
-    monkeypatch.setattr(varad, "LEAST_STEPS", 300)
+    monkeypatch.setattr(varad_fit, "LEAST_STEPS", 300)
     with pytest.raises(FitError, match="collapsed"):
         fit_varad(textures(24, 0), seed=0, steps=300, rate=3e-2, sizes=SMALL)
 
