@@ -70,6 +70,7 @@ class Evidence:
     thresholds: dict[GraphName, ThresholdResult] = field(default_factory=dict)
     good_scores: dict[GraphName, NDArray[np.float64]] = field(default_factory=dict)  # of parts not trained on
     good_names: list[str] = field(default_factory=list)  # of the same pictures, in the same order
+    good_groups: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # their physical parts
     other_scores: dict[GraphName, NDArray[np.float64]] = field(default_factory=dict)  # defective or painted
     other_name: str = ""
     renderings: dict[GraphName, Rendering] = field(default_factory=dict)

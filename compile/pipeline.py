@@ -33,18 +33,15 @@ from compile.proof import (
     Test,
     check_graphs,
     drop_refused,
-    extrapolates,
     judge_on_painted,
     judge_on_test,
     paint,
-    set_thresholds,
     show_examples,
     time_graphs,
-    warn_of_blindness,
-    warn_of_outliers,
 )
 from compile.report import render_report
 from compile.split_plan import plan_split
+from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
 from compile.wishes import check_wishes
 from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Threshold
 
@@ -124,7 +121,7 @@ def _compile(job: Job) -> Compiled:
             defects = [(f"painted {defect.kind}, {defect.size_px} px", defect.image) for defect in painted]
         golden = show_examples(job, graphs, pictures[held], defects)
         graphs = drop_refused(job, graphs)
-        warn_of_blindness(job.evidence)
+        warn_of_blindness(job.evidence, job.settings.target_false_reject)
         time_graphs(job, graphs, pictures[0])
     with step("write"):
         return _write(job, graphs, record, golden, groups)

@@ -1,4 +1,4 @@
-"""Set each graph's threshold, and prove each graph or leave it out."""
+"""Prove each graph, or leave it out."""
 
 from __future__ import annotations
 
@@ -11,32 +11,22 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from calibration.threshold import (
-    DEFAULT_ABOVE,
-    DEFAULT_TARGET,
-    check_tail,
-    default_target,
-    set_threshold,
-    supported,
-    tail_threshold,
-)
 from compile.anomaly_graph import AnomalyGraph
 from compile.data import LabelledImage
 from compile.evaluate import load_masks, test_row
-from compile.evidence import Evidence, Example
-from compile.features import Features
-from compile.job import FILES, Graphs, Job, Settings
+from compile.evidence import Example
+from compile.job import FILES, Graphs, Job
 from compile.model import Heads, extract
 from compile.onnx_session import open_session
 from compile.parity import Scored, check_behaviour, check_float, judge_reduced, score_all
 from compile.split_plan import SplitPlan
 from compile.synthesis import Defect, paint_many
+from compile.thresholds import oddest_parts
 from edge.bundle import GraphName
 
 PARITY_PICTURES = 32
 PAINTED = 96
 SHOWN_DEFECTS = 5
-NAMED_OUTLIERS = 3
 TIMED_RUNS, WARM_UP_RUNS = 15, 3
 
 
@@ -46,84 +36,6 @@ class Test:
     def __init__(self, images: list[LabelledImage], pictures: NDArray[np.uint8]) -> None:
         self.images, self.pictures = images, pictures
         self.defective = np.array([image.defective for image in images], bool)
-
-
-def set_thresholds(
-    job: Job, features: Features, plan: SplitPlan, heads: Heads, groups: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Set one threshold per graph from its own scores of held-out parts; returns which pictures those are.
-
-    Raises:
-        CalibrationError: the scores allow none, or a tail model was asked for and the parts are too few for it.
-
-    """
-    held = plan.held
-    parts = int(np.unique(groups[held]).size)
-    target = job.settings.target_false_reject or default_target(parts)
-    extrapolated = extrapolates(job.settings, parts)
-    rule = tail_threshold if extrapolated else set_threshold
-    for name in FILES:
-        scores = np.concatenate(
-            [
-                features.score(head, name, rows, job.map_side)
-                for head, (_, rows) in zip(heads.folds, plan.folds, strict=True)
-            ]
-        )
-        job.evidence.good_scores[name] = scores
-        job.evidence.thresholds[name] = rule(
-            scores, target, cross_fitted=plan.cross_fitted, groups=groups[held].tolist()
-        )
-    found = job.evidence.thresholds["float"]
-    low, high = found.interval
-    job.evidence.promise = (
-        f"The threshold, {found.rule}, rejects {found.target_false_reject:.2%} of good parts "
-        f"(95 % interval {low:.2%} to {high:.2%})."
-    )
-    if job.settings.target_false_reject is None and target > DEFAULT_TARGET:
-        job.evidence.promise += (
-            f" {parts} good parts say too little about {DEFAULT_TARGET:.0%}: {DEFAULT_ABOVE} of {parts + 1} was aimed "
-            f"at, as at the oddest part alone the threshold would be luck. --target-false-reject asks for another."
-        )
-    if job.settings.tail_model and not extrapolated:
-        job.evidence.promise += f" --tail-model was not needed: {parts} good parts support {target:.2%}."
-    return held
-
-
-def extrapolates(wanted: Settings, parts: int) -> bool:
-    """Whether a tail model sets the threshold on so many held-out parts.
-
-    Raises:
-        CalibrationError: it should, but the parts are too few for one.
-
-    """
-    target = wanted.target_false_reject
-    if not wanted.tail_model or target is None or supported(parts, target):
-        return False
-    check_tail(parts)
-    return True
-
-
-def warn_of_outliers(found: Evidence) -> None:
-    """Pass on what is flagged about the threshold, with the names of the good pictures that it hangs on."""
-    if flag := found.thresholds["float"].flagged:
-        found.warnings.append(f"Threshold: {flag}. The highest good scores: {_highest(found, 'float')}.")
-
-
-def warn_of_blindness(found: Evidence) -> None:
-    """Say loudly, before all else, which graphs find fewer than half of the defects known here."""
-    blind = [
-        f"THE THRESHOLD OF {FILES[name]} FINDS ONLY {each.found} OF {each.of} {found.other_name.upper()}. It hangs on "
-        f"the highest good scores: {_highest(found, name)}; take those pictures out if the parts are not good, add "
-        "good parts, or allow more false rejects with --target-false-reject."
-        for name, each in found.defects_found().items()
-        if 2 * each.found < each.of
-    ]
-    found.warnings[:0] = blind
-
-
-def _highest(found: Evidence, name: GraphName) -> str:
-    scores = found.good_scores[name]
-    return ", ".join(f"{found.good_names[i]} ({scores[i]:.4g})" for i in np.argsort(scores)[::-1][:NAMED_OUTLIERS])
 
 
 def open_graph(name: GraphName, model: bytes) -> ort.InferenceSession:
@@ -213,15 +125,13 @@ def show_examples(
     job: Job, graphs: Graphs, good: NDArray[np.uint8], defects: list[tuple[str, NDArray[np.uint8]]]
 ) -> NDArray[np.uint8]:
     """Keep a few pictures with their maps for the report; returns the golden ones of them."""
-    order = np.argsort(job.evidence.good_scores["float"])
+    scores = job.evidence.good_scores["float"]
+    order = np.argsort(scores)
     chosen = np.linspace(0, len(defects) - 1, min(SHOWN_DEFECTS, len(defects))).astype(int)
-    places = {"lowest": order[0], "median": order[len(order) // 2], "highest": order[-1]}
+    places = [("lowest", order[0]), ("median", order[len(order) // 2])]
+    places += [("a highest", i) for i in oddest_parts(job.evidence, "float")]
     shown = [
-        (
-            f"{job.evidence.good_names[i]}, good, {word} score ({job.evidence.good_scores['float'][i]:.4g}) untrained",
-            good[i],
-        )
-        for word, i in places.items()
+        (f"{job.evidence.good_names[i]}, good, {word} score ({scores[i]:.4g}) untrained", good[i]) for word, i in places
     ]
     shown += [defects[i] for i in chosen]
     pictures = np.stack([picture for _, picture in shown])
@@ -230,7 +140,8 @@ def show_examples(
         Example(title, picture, heat, float(score))
         for (title, picture), heat, score in zip(shown, scored.maps, scored.scores, strict=True)
     ]
-    return pictures[1:5]
+    first_defect = len(places)
+    return pictures[[1, 2, *range(first_defect, min(first_defect + 2, len(pictures)))]]
 
 
 def drop_refused(job: Job, graphs: Graphs) -> Graphs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from compile.features import Features
 from compile.image_size import SizeChoice
 from compile.job import FILES, Clock, Job, Settings
 from compile.model import Heads
-from compile.proof import extrapolates, set_thresholds, warn_of_blindness
 from compile.split_plan import plan_split
+from compile.thresholds import extrapolates, oddest_parts, set_thresholds, warn_of_blindness
 from edge.bundle import Input, Source
 
 SOURCE = Source(height=(128, 128), width=(128, 128), channels=3, white=255)
@@ -80,13 +81,32 @@ def test_every_graph_says_how_many_defects_its_threshold_finds(
     found.other_scores, found.other_name = {"float": np.array(scores)}, "painted defects"
     found.warnings = ["another"]
     assert found.defects_json() == {"what": "painted defects", "graphs": {"float": {"found": finds, "of": 3}}}
-    warn_of_blindness(found)
+    warn_of_blindness(found, None)
     assert found.warnings[-1] == "another"
     assert len(found.warnings) == 1 + warned
     if warned:
         assert "FINDS ONLY 1 OF 3 PAINTED DEFECTS" in found.warnings[0]
         oddest = int(np.argmax(found.good_scores["float"]))
-        assert f"highest good scores: {oddest}.png" in found.warnings[0]
+        assert f"good parts with the highest scores: {oddest}.png" in found.warnings[0]
+
+
+def test_the_oddest_parts_are_named_once_each_and_what_the_threshold_would_be_without_them_is_said(
+    tmp_path: Path,
+) -> None:
+    found = judged(tmp_path, 40).evidence
+    found.good_names = [f"{i}.png" for i in range(40)]
+    found.good_groups = np.repeat(np.arange(20), 2)
+    found.good_groups[-2:] = [20, 21]
+    scores = np.linspace(1, 2, 40)
+    scores[[0, 1, 7]] = 30, 20, 10  # the first two show part 0, the third part 3
+    found.good_scores = {"float": scores}
+    assert oddest_parts(found, "float") == [0, 7, 39]
+    found.thresholds = {"float": replace(found.thresholds["float"], value=15.0)}
+    found.other_scores, found.other_name = {"float": np.array([11.0, 12.0, 16.0])}, "painted defects"
+    warn_of_blindness(found, 0.05)
+    # 21 parts remain, rank 21 of 21 is asked for: 10 and half its gap to 2
+    assert "Without 1 of them it would be 14 and find 1." in found.warnings[0]
+    assert found.warnings[0].index("0.png (30)") < found.warnings[0].index("7.png (10)")
 
 
 def test_too_few_parts_for_a_tail_model_are_said(tmp_path: Path) -> None:
