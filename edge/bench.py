@@ -6,7 +6,6 @@ For trying a bundle: nothing is thrown off any belt, each verdict is its own out
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable
 
@@ -21,30 +20,28 @@ class BenchPath:
         self._parts = parts
         self._epoch = secrets.randbits(32)
         self._part = 0
-        self._free = threading.Semaphore(1)
+        self.on_trigger: Callable[[Trigger], None] = lambda _: None
         self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.on_lost: Callable[[PartId], None] = lambda _: None
         self.on_end: Callable[[], None] = lambda: None
 
     def open(self) -> None:
-        pass
+        self._trigger()
 
     def close(self) -> None:
         pass
 
-    def next_trigger(self, timeout_s: float) -> Trigger | None:
-        if not self._free.acquire(timeout=timeout_s):
-            return None
-        if self._part == self._parts:
-            self.on_end()
-            return None
-        self._part += 1
-        part_id = PartId(self._epoch, self._part)
-        return Trigger(part_id, self._part, self._part, 0, time.monotonic_ns(), "soft")
-
     def decide(self, verdict: Verdict) -> None:
         self.on_outcome(Outcome(verdict.part_id, verdict.decision, verdict.reason, verdict.part_id.part))
-        self._free.release()
+        self._trigger()
+
+    def _trigger(self) -> None:
+        if self._part == self._parts:
+            self.on_end()
+            return
+        self._part += 1
+        part_id = PartId(self._epoch, self._part)
+        self.on_trigger(Trigger(part_id, self._part, self._part, 0, time.monotonic_ns(), "soft"))
 
     def step_done(self) -> None:
         pass

@@ -24,14 +24,6 @@ SERVICES = (
         "the process ends: no heartbeat, the belt's permit drops; systemd starts it again",
     ),
     Service(
-        "intake",
-        "thread of `run`",
-        "each trigger",
-        "0.1 ms",
-        "hears triggers, journals them, tells the source to expect a picture",
-        "the process ends, as with the loop",
-    ),
-    Service(
         "grab",
         "thread of `run` (camera and belt sources)",
         "each picture",
@@ -44,7 +36,8 @@ SERVICES = (
         "thread of `run`",
         "heartbeat every 100 ms",
         "5 ms from decision to wire",
-        "speaks with the reject controller or the PLC; repeats what was not acknowledged",
+        "speaks with the reject controller or the PLC, repeats what was not acknowledged; journals triggers and "
+        "tells the source to expect their pictures",
         "heartbeat stops: after 300 ms the controller rejects every part and drops the permit",
     ),
     Service(

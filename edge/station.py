@@ -1,9 +1,9 @@
 """The station: trigger -> its own frame -> score -> verdict -> act -> journal, once for every part.
 
-Three threads meet here. The intake thread hears triggers, journals them and tells the source to expect a picture. The
-loop, on the caller's thread, judges one part after the other. Outcomes come on the reject path's own thread. While the
-belt pauses the loop wakes to repeat the bundle's self-test, so that the heartbeat to the controller always means 'this
-box still computes what was proven'; when the test fails the heartbeat stops, and with it the belt's permit.
+Two threads meet here. On the reject path's own thread triggers are journalled, the source is told to expect a picture,
+and outcomes come in. The loop, on the caller's thread, judges one part after the other. While the belt pauses it wakes
+to repeat the bundle's self-test, so that the heartbeat to the controller always means 'this box still computes what was
+proven'; when the test fails the heartbeat stops, and with it the belt's permit.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ class Station:
         self._sick = ""  # why the self-test failed
         self._last_part_ns = 0
         self._epoch: int | None = None
+        self._noticing = threading.Lock()  # of epochs: an old one must not be noticed after a newer
         self._total_ms: deque[float] = deque(maxlen=REMEMBERED_TIMES)
         self._next_collect_s = 0.0
         self._operational = False
-        self._intake_ended = False  # as it should
-        path.on_outcome, path.on_lost = self._on_outcome, self._on_lost
+        self._deaf = False
+        path.on_trigger, path.on_outcome, path.on_lost = self._on_trigger, self._on_outcome, self._on_lost
 
     def stop(self) -> None:
         """End the loop after the part in hand. From any thread, and from a signal handler."""
@@ -79,14 +80,12 @@ class Station:
         """Inspect until `stop`. The source, the path and the journal are open and are closed by the caller.
 
         Raises:
-            StationError: no more triggers can be heard.
+            StationError: a trigger could not be taken in.
 
         """
-        intake = threading.Thread(target=self._take_triggers, name="intake", daemon=True)
         gc.collect()
         gc.freeze()
         gc.disable()
-        intake.start()
         self._operational = True
         self._watchdog.ready()
         try:
@@ -104,12 +103,11 @@ class Station:
         finally:
             self._operational = False
             self._stopping = True
-            intake.join()
             gc.enable()
             gc.unfreeze()
             self._watchdog.stopping()
-        if not self._intake_ended:
-            raise StationError("the intake of triggers died: its last words stand above. Start the station again.")
+        if self._deaf:
+            raise StationError("a trigger could not be taken in: why stands above. Start the station again.")
 
     def _inspect(self, trigger: Trigger) -> None:
         if self._sick:
@@ -140,6 +138,8 @@ class Station:
             self._watchdog.alive()
 
     def _idle(self) -> None:
+        with self._noticing:
+            self._notice_epoch(self.path.health().epoch)
         try:
             self.judge.scorer.self_test()
             self._sick = ""
@@ -152,24 +152,19 @@ class Station:
             self._next_collect_s = now_s + COLLECT_S
             gc.collect()
 
-    def _take_triggers(self) -> None:
+    def _on_trigger(self, trigger: Trigger) -> None:
         try:
-            while not self._stopping:
-                if trigger := self._next_trigger():
-                    self._count("trigger")
-                    self.source.expect(trigger)
-                    self._triggers.put(trigger)
-            self._intake_ended = True
-        finally:
-            self._stopping = True
-
-    def _next_trigger(self) -> Trigger | None:
-        trigger = self.path.next_trigger(WAIT_S)
-        self._notice_epoch(trigger.part_id.epoch if trigger else self.path.health().epoch)
-        if trigger and not self.journal.trigger(trigger):
-            self._count("repeated trigger")
-            return None
-        return trigger
+            with self._noticing:
+                self._notice_epoch(trigger.part_id.epoch)
+            if not self.journal.trigger(trigger):
+                self._count("repeated trigger")
+                return
+            self._count("trigger")
+            self.source.expect(trigger)
+            self._triggers.put(trigger)
+        except BaseException:  # a box that hears no more parts must not look healthy
+            self._deaf = self._stopping = True
+            raise
 
     def _notice_epoch(self, epoch: int | None) -> None:
         if epoch is not None and epoch != self._epoch:

@@ -43,18 +43,16 @@ class Memory(Protocol):
 class RejectPath(Protocol):
     """Implemented by `firmware_bridge.link.Link` and `firmware_bridge.modbus.ModbusPath`."""
 
-    on_outcome: Callable[[Outcome], None]  # called on the path's own thread; must not block
-    on_lost: Callable[[PartId], None]  # a part whose outcome can never be learned (also from the path's thread)
+    # Called on the path's own thread, in the order of what happened; they must not block.
+    on_trigger: Callable[[Trigger], None]
+    on_outcome: Callable[[Outcome], None]
+    on_lost: Callable[[PartId], None]  # a part whose outcome can never be learned
 
     def open(self) -> None:
         """Start the thread; returns at once. A missing or busy port is retried and shown in health()."""
         ...
 
     def close(self) -> None: ...
-
-    def next_trigger(self, timeout_s: float) -> Trigger | None:
-        """Wait for the next part; None after `timeout_s`."""
-        ...
 
     def decide(self, verdict: Verdict) -> None:
         """Queue a decision for the wire. Never blocks, never raises for a dead wire."""

@@ -39,13 +39,13 @@ class Link:
     """A `RejectPath` over the beltline reject controller."""
 
     def __init__(self, settings: LinkSettings, memory: Memory, inhibit: bool = False) -> None:
+        self.on_trigger: Callable[[Trigger], None] = lambda _trigger: None
         self.on_outcome: Callable[[Outcome], None] = lambda _outcome: None
         self.on_lost: Callable[[PartId], None] = lambda _part_id: None
         self._settings = settings
         self._inhibit = inhibit
         self._lock = threading.Lock()
         self._session = Session(settings, memory, inhibit, nonce=secrets.randbits(32))
-        self._triggers: queue.Queue[Trigger] = queue.Queue()
         self._step_ns = 0
         self._port_problem: str | None = f"{settings.port} is not open yet"
         self._told: str | None = None  # the problem that the log knows
@@ -70,12 +70,6 @@ class Link:
             os.close(self._wake_read)
             os.close(self._wake_write)
             self._wake_write = -1
-
-    def next_trigger(self, timeout_s: float) -> Trigger | None:
-        try:
-            return self._triggers.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
 
     def decide(self, verdict: Verdict) -> None:
         with self._lock:
@@ -259,16 +253,8 @@ class Link:
 
     def _deliver(self, event: Event) -> None:
         if isinstance(event, Trigger):
-            self._triggers.put(event)
+            self.on_trigger(event)
         elif isinstance(event, Outcome):
             self.on_outcome(event)
         else:
-            self._drop_trigger(event.part_id)
             self.on_lost(event.part_id)
-
-    def _drop_trigger(self, part_id: PartId) -> None:
-        """A lost part that still waits to be scored: nobody can act on its verdict."""
-        with self._triggers.mutex:
-            kept = [trigger for trigger in self._triggers.queue if trigger.part_id != part_id]
-            self._triggers.queue.clear()
-            self._triggers.queue.extend(kept)

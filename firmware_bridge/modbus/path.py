@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 import time
 from collections import Counter, deque
@@ -39,12 +38,12 @@ class ModbusPath:
     """Implements firmware_bridge.reject_path.RejectPath. Everything with an underscore runs on the path's thread."""
 
     def __init__(self, settings: ModbusSettings, memory: Memory, inhibit: bool = False) -> None:
-        self.on_outcome: Callable[[Outcome], None] = lambda _: None  # replaced by the station
+        self.on_trigger: Callable[[Trigger], None] = lambda _: None  # replaced by the station, as the next two
+        self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.on_lost: Callable[[PartId], None] = lambda _: None
         self._settings, self._memory, self._inhibit = settings, memory, inhibit
         self._order = settings.word_order
         self._wire = Wire(settings)
-        self._triggers: queue.Queue[Trigger] = queue.Queue()
         self._decisions: deque[Verdict] = deque()
         self._counters: Counter[str] = Counter()
         self._acks: deque[None] = deque()  # wanted by people, not yet written
@@ -67,12 +66,6 @@ class ModbusPath:
     def close(self) -> None:
         self._stopping.set()
         self._thread.join()
-
-    def next_trigger(self, timeout_s: float) -> Trigger | None:
-        try:
-            return self._triggers.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
 
     def decide(self, verdict: Verdict) -> None:
         self._decisions.append(verdict)
@@ -191,7 +184,7 @@ class ModbusPath:
             self._waiting[part] = _Waiting(record.deadline_count)
             self._counters["triggers"] += 1
             age_ns = (header.now_ms - record.at_ms) % 2**32 * 1_000_000
-            self._triggers.put(
+            self.on_trigger(
                 Trigger(
                     PartId(header.epoch, part),
                     record.count,

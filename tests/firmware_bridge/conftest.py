@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import queue
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,15 @@ class Station:
         self.stall = threading.Event()  # set: the scoring loop hangs
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
+        self._triggers: queue.Queue[Trigger] = queue.Queue()
+        link.on_trigger = self._on_trigger
         link.on_outcome = self._on_outcome
         link.on_lost = journal.lost.append
+
+    def _on_trigger(self, trigger: Trigger) -> None:
+        self.journal.triggers[trigger.part_id] = trigger
+        self.journal.epochs.add(trigger.part_id.epoch)
+        self._triggers.put(trigger)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.journal.epochs.add(outcome.part_id.epoch)
@@ -76,10 +84,8 @@ class Station:
             if self.stall.is_set():
                 time.sleep(0.01)
                 continue
-            trigger = self.link.next_trigger(0.02)
-            if trigger is not None:
-                self.journal.triggers[trigger.part_id] = trigger
-                self.journal.epochs.add(trigger.part_id.epoch)
+            with suppress(queue.Empty):
+                trigger = self._triggers.get(timeout=0.02)
                 answer = self.judge(trigger)
                 if answer is not None:
                     self.journal.asked[trigger.part_id] = answer[0]
