@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
 from compile.methods.varad import VarAD
-from compile.methods.varad_fit import fit_varad
+from compile.methods.varad_fit import Spread, fit_varad, measure_spread
 
 POLL_S = 0.2
 
@@ -38,8 +38,14 @@ class Fit:
     step: str  # its name, for people
     files: FeatureFiles
     rows: NDArray[np.int64]
+    spread_rows: NDArray[np.int64] | None  # of good pictures whose discrepancies are measured then
     seed: int
     steps: int
+
+
+class Fitted(NamedTuple):
+    model: VarAD
+    spread: Spread | None
 
 
 @contextmanager
@@ -53,7 +59,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[VarAD]:
+def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Fitted]:
     """Fit every head, `processes` at a time; the results do not depend on how many.
 
     Raises:
@@ -77,7 +83,7 @@ def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Var
             raise
         while not told.empty():
             progress(*told.get())
-        return [cast(VarAD, pickle.loads(each.result())) for each in running]  # noqa: S301 - from our own worker
+        return [cast(Fitted, pickle.loads(each.result())) for each in running]  # noqa: S301 - from our own worker
 
 
 def _start_worker(told: Queue[tuple[str, int, int]]) -> None:
@@ -93,10 +99,13 @@ def _work(fit: Fit) -> bytes:
     return pickle.dumps(_fit(fit, lambda *news: told.put(news)))
 
 
-def _fit(fit: Fit, progress: Progress) -> VarAD:
-    return fit_varad(
+def _fit(fit: Fit, progress: Progress) -> Fitted:
+    model = fit_varad(
         open_rows(fit.files, fit.rows),
         seed=fit.seed,
         steps=fit.steps,
         progress=lambda _, done, of: progress(fit.step, done, of),
     )
+    if fit.spread_rows is None:
+        return Fitted(model, None)
+    return Fitted(model, measure_spread(model, open_rows(fit.files, fit.spread_rows)))

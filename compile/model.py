@@ -14,7 +14,7 @@ from compile.export import export, join
 from compile.features import Features
 from compile.fitting import Fit, fit_all
 from compile.job import FILES, Graphs, Job
-from compile.methods.varad_fit import steps_for
+from compile.methods.varad_fit import set_spread, steps_for
 from compile.precision import CalibrationRecord, calibrate, render_accurately
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan
@@ -62,19 +62,34 @@ def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) ->
 
 
 def fit_heads(job: Job, features: Features, plan: SplitPlan) -> Heads:
-    """Fit a head per fold; where parts were simply held out, that one is shipped."""
-    wanted = [(f"fit {number} of {len(plan.folds)}", train) for number, (train, _) in enumerate(plan.folds, start=1)]
-    if plan.cross_fitted:
-        wanted.append(("fit all", np.arange(features.pictures)))
+    """Fit a head per fold; where parts were simply held out, that one is shipped.
+
+    Cross-fitted heads count in deviations of pictures that were not fitted on; a fold's own take no part in its own.
+    """
+    cross = plan.cross_fitted
+    wanted: list[tuple[str, NDArray[np.int64], NDArray[np.int64] | None]] = [
+        (f"fit {number} of {len(plan.folds)}", train, held if cross else train)
+        for number, (train, held) in enumerate(plan.folds, start=1)
+    ]
+    if cross:
+        wanted.append(("fit all", np.arange(features.pictures), None))
     fits = [
-        Fit(step, features.files, features.rows_of(pictures), job.settings.seed, job.settings.fit_steps)
-        for step, pictures in wanted
+        Fit(
+            step,
+            features.files,
+            features.rows_of(pictures),
+            None if measured is None else features.rows_of(measured),
+            job.settings.seed,
+            job.settings.fit_steps,
+        )
+        for step, pictures, measured in wanted
     ]
+    fitted = fit_all(fits, job.threads, job.clock.progress)
+    spreads = [each.spread for each in fitted if each.spread]
+    for own in fitted:
+        set_spread(own.model, [each for each in spreads if not (cross and each is own.spread)])
     grids = [(shape[2], shape[3]) for shape in features.files.shapes]
-    heads = [
-        AnomalyHead(model, grids, (job.map_side, job.map_side)).eval()
-        for model in fit_all(fits, job.threads, job.clock.progress)
-    ]
+    heads = [AnomalyHead(each.model, grids, (job.map_side, job.map_side)).eval() for each in fitted]
     job.evidence.fit_steps = steps_for(len(fits[-1].rows), grids[-1], job.settings.fit_steps)
     return Heads(heads[: len(plan.folds)], heads[-1])
 

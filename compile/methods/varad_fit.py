@@ -1,13 +1,16 @@
-"""The fit of VarAD's head: maximum likelihood on the frozen trunk's maps of good images, then calibration of its map.
+"""The fit of VarAD's head: maximum likelihood on the frozen trunk's maps of good images, then the spread of its map.
 
 The adapter starts as symmetric whitening of the data and the rest as Mamba starts; a collapsed adapter is an error.
-After the fit the model is frozen, and the discrepancy of every cell gets its mean and spread over good images.
+After the fit the model is frozen, and the discrepancy of every cell gets its mean and deviation over good images. Where
+parts are few those should be images that the model was not fitted on: it is surprised less by the ones it knows. Each
+fold of a cross-fit measures its own held-out images, and the sums of the folds together serve the model of all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,7 +45,7 @@ def fit_varad(
     rate: float = 3e-3,
     sizes: Sequence[Size] = SIZES,
 ) -> VarAD:
-    """Fit the head on trunk maps of good images.
+    """Fit the head on trunk maps of good images; its map awaits `set_spread`.
 
     Args:
         features: one array or memmap [n, C, h, w] per hierarchy, float16 or float32. Several renderings of an image
@@ -71,7 +74,6 @@ def fit_varad(
         _optimise(model, features, seed, steps=steps, batch=_batch(grid), rate=rate, progress=progress)
     model.eval().requires_grad_(requires_grad=False)
     check_adapters(model)
-    _calibrate(model, features)
     return model
 
 
@@ -160,17 +162,36 @@ def _optimise(
             progress("fit", step + 1, steps)
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Sums of the discrepancies of good images and of their squares: one float64 [h, w] per hierarchy."""
+
+    images: int
+    sums: list[Tensor]
+    squares: list[Tensor]
+
+
 @torch.no_grad()
-def _calibrate(model: VarAD, features: Sequence[NDArray[Any]]) -> None:
-    """Mean and standard deviation of good discrepancies at each cell, the cells around it included."""
-    count = features[0].shape[0]
+def measure_spread(model: VarAD, features: Sequence[NDArray[Any]]) -> Spread:
+    """Measure the discrepancies of good images, given as to `fit_varad`."""
+    count, sums, squares = features[0].shape[0], [], []
     for stream, feature in zip(model.hierarchies(), features, strict=True):
-        first = second = torch.zeros((), dtype=torch.float64)
+        first = second = torch.zeros(stream.mean.shape, dtype=torch.float64)
         for start in range(0, count, 16):
             found = stream.discrepancy(torch.from_numpy(np.asarray(feature[start : start + 16], np.float32))).double()
             first, second = first + found.sum(0), second + found.square().sum(0)
-        mean = _around(first / count)
-        variance = (_around(second / count) - mean.square()).clamp(min=0)
+        sums.append(first)
+        squares.append(second)
+    return Spread(count, sums, squares)
+
+
+def set_spread(model: VarAD, measured: Sequence[Spread]) -> None:
+    """Set mean and deviation of good discrepancies at each cell, the cells around it included."""
+    count = sum(spread.images for spread in measured)
+    for i, stream in enumerate(model.hierarchies()):
+        mean = _around(torch.stack([spread.sums[i] for spread in measured]).sum(0) / count)
+        square = _around(torch.stack([spread.squares[i] for spread in measured]).sum(0) / count)
+        variance = (square - mean.square()).clamp(min=0)
         stream.mean.copy_(mean)
         stream.deviation.copy_((torch.lerp(variance, variance.mean(), SHRINK) + 1e-12).sqrt())
 

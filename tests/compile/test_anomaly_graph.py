@@ -15,7 +15,7 @@ from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
 from compile.methods.varad import BASE, VarAD
-from compile.methods.varad_fit import fit_varad
+from compile.methods.varad_fit import fit_varad, measure_spread, set_spread
 from compile.tensorrt_build import check_allowed
 from edge.bundle import Input, Source
 from edge.front_end import rgb
@@ -47,6 +47,7 @@ def graph() -> AnomalyGraph:
     trunk = Trunk()
     features = [m.numpy() for m in trunk(pictures(24))]
     model = fit_varad(features, seed=0, steps=40)
+    set_spread(model, [measure_spread(model, features)])
     return AnomalyGraph(trunk, AnomalyHead(model, [f.shape[2:] for f in features], (16, 16)))
 
 

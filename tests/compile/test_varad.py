@@ -1,12 +1,14 @@
 """VarAD sees every earlier token and never the one it predicts; its fit is repeatable and refuses to collapse."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 
 from compile.methods import varad_fit
 from compile.methods.varad import BASE, Size, Stream, VarAD, scan_orders
-from compile.methods.varad_fit import FitError, check_adapters, fit_varad
+from compile.methods.varad_fit import SHRINK, FitError, check_adapters, fit_varad, measure_spread, set_spread
 
 SMALL = (Size(fold=2, width=16, heads=2, state=8), Size(fold=1, width=16, heads=2, state=8))
 GRIDS = ((8, 12), (4, 6))
@@ -25,7 +27,9 @@ def textures(count: int, seed: int) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fitted() -> VarAD:
-    return fit_varad(textures(128, 0), seed=3, steps=120, sizes=SMALL)
+    model = fit_varad(textures(128, 0), seed=3, steps=120, sizes=SMALL)
+    set_spread(model, [measure_spread(model, textures(128, 0))])
+    return model
 
 
 def stream(grid: tuple[int, int] = (3, 5), fold: int = 1) -> Stream:
@@ -152,6 +156,20 @@ def test_good_parts_lie_at_base_and_odd_ones_above(fitted):
     odd[1][:, :, 1, 2] *= -4
     for before, after in zip(fitted(good), fitted(odd), strict=True):
         assert float((after - before).amax((1, 2)).min()) > 1
+
+
+def test_the_spread_is_that_of_all_pictures_measured_together_or_apart(fitted):
+    model, maps = deepcopy(fitted), textures(24, 5)
+    set_spread(model, [measure_spread(model, [f[a:b] for f in maps]) for a, b in ((0, 7), (7, 24))])
+    for stream, feature in zip(model.hierarchies(), maps, strict=True):
+        found = stream.discrepancy(torch.from_numpy(feature)).double().numpy()
+        around = np.pad(found, ((0, 0), (1, 1), (1, 1)), mode="edge")
+        height, width = stream.mean.shape
+        near = np.stack([around[:, i : i + height, j : j + width] for i in range(3) for j in range(3)])
+        mean, variance = near.mean((0, 1)), near.var((0, 1))
+        np.testing.assert_allclose(stream.mean, mean, rtol=1e-5)
+        shrunk = (1 - SHRINK) * variance + SHRINK * variance.mean()
+        np.testing.assert_allclose(stream.deviation, np.sqrt(shrunk), rtol=1e-4)
 
 
 def test_same_seed_same_bits_and_the_callers_generator_untouched():

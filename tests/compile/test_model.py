@@ -1,0 +1,64 @@
+"""The heads of a cross-fit: what each was fitted on, and what its deviations were measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from compile.data import DataSet
+from compile.evidence import Evidence
+from compile.features import Features, on_disk
+from compile.image_size import SizeChoice
+from compile.job import Clock, Job, Settings
+from compile.methods.varad import VarAD
+from compile.model import Heads, fit_heads
+from compile.split_plan import SplitPlan, plan_split
+from edge.bundle import Input, Source
+
+PARTS = 30
+SHAPES = ((4, 4, 4), (6, 2, 2))  # channels, height, width
+SOURCE = Source(height=(32, 32), width=(32, 32), channels=3, white=255)
+
+
+def heads(folder: Path, odd: int | None, plan: SplitPlan) -> Heads:
+    """Fit on noise, part `odd` twenty times as loud."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    features = Features(folder, ["float"])
+    features.pictures = PARTS
+    for i, shape in enumerate(SHAPES):
+        maps = on_disk(features._path(i), np.dtype(np.float32), (PARTS, *shape))
+        maps[:] = rng.normal(size=maps.shape)
+        if odd is not None:
+            maps[odd] *= 20
+        features.maps.append(maps)
+    data = DataSet(folder, "flat", [], np.arange(0), [], SOURCE, 32)
+    evidence = Evidence("x", "1", 0, data, SizeChoice(32, "asked for"))
+    settings = Settings(folder, folder / "x.bundle", fit_steps=20)
+    spec = Input(height=32, width=32, source=SOURCE)
+    return fit_heads(Job(settings, Clock(lambda *_: None), folder, spec, evidence, threads=1), features, plan)
+
+
+def deviations(found: Heads) -> list[float]:
+    models = [cast(VarAD, head.model) for head in (*found.folds, found.shipped)]
+    return [float(model.hierarchies()[0].deviation.mean()) for model in models]
+
+
+def test_a_folds_own_pictures_take_no_part_in_its_deviations(tmp_path: Path) -> None:
+    plan = plan_split(np.arange(PARTS), 0.01, 0)
+    own = 2
+    quiet = deviations(heads(tmp_path / "quiet", None, plan))
+    loud = deviations(heads(tmp_path / "loud", int(plan.folds[own][1][0]), plan))
+    ratios = [b / a for a, b in zip(quiet, loud, strict=True)]
+    # the fold that holds the loud part out was fitted without it and is measured on the others alone
+    assert ratios[own] == min(ratios)
+    assert all(ratio > 5 * ratios[own] for i, ratio in enumerate(ratios) if i != own)
+
+
+def test_held_out_pictures_take_no_part_in_the_deviations(tmp_path: Path) -> None:
+    order = np.arange(PARTS)
+    plan = SplitPlan([(order[:20], order[20:])], cross_fitted=False, words="")
+    quiet, loud = (deviations(heads(tmp_path / str(odd), odd, plan)) for odd in (None, 25))
+    assert quiet == loud
