@@ -15,7 +15,8 @@ from edge.errors import BeltlineError
 STEP = 32  # the trunk's stride 16, twice
 SMALLEST, LARGEST = 128, 1024
 DEFECT_PIXELS = 8  # at the graph's input: one cell of the finest hierarchy
-ASSUMED_DEFECT = 1 / 32  # of the picture's longer side, where nobody stated it
+ASSUMED_DEFECT = 20.0  # source pixels, where nobody stated it; the size then stays within the next two
+DEFAULT_SMALLEST, DEFAULT_LARGEST = 256, 384
 HEAD_SHARE = 0.6  # time of the head relative to the trunk; the report has the measured times of the whole graph
 
 
@@ -55,12 +56,17 @@ def choose_size(
     """
     if size is not None:
         return SizeChoice(size, f"{size} px was asked for with --size.", _missed(size, longer_side, smallest_defect_px))
-    defect = smallest_defect_px if smallest_defect_px is not None else ASSUMED_DEFECT * longer_side
-    needed = _up(DEFECT_PIXELS * longer_side / defect)
+    defect = smallest_defect_px if smallest_defect_px is not None else ASSUMED_DEFECT
+    chosen = _up(DEFECT_PIXELS * longer_side / defect)
     stated = "stated" if smallest_defect_px is not None else "not stated and taken"
     words = [f"The smallest defect is {stated} to be {defect:.3g} px of the source's {longer_side} px."]
-    words.append(f"It must cover {DEFECT_PIXELS} px of the input: {needed} px.")
-    chosen = needed
+    words.append(f"It must cover {DEFECT_PIXELS} px of the input: {chosen} px.")
+    if smallest_defect_px is None and not DEFAULT_SMALLEST <= chosen <= DEFAULT_LARGEST:
+        chosen = min(max(chosen, DEFAULT_SMALLEST), DEFAULT_LARGEST)
+        words.append(
+            f"While it is not stated the input has {DEFAULT_SMALLEST} to {DEFAULT_LARGEST} px: {chosen} px; "
+            "--smallest-defect says what the product needs."
+        )
     if chosen > _up(longer_side):
         chosen = _up(longer_side)
         words.append(f"The source has no more than {longer_side} px: {chosen} px.")

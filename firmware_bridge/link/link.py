@@ -84,12 +84,11 @@ class Link:
             session, status = self._session, self._session.status
             counters = dict(session.counters)
             counters |= {f"controller_{name}": value for name, value in session.controller_counters.items()}
-            fault = status.fault_words if status is not None else None
             return PathHealth(
                 connected=session.connected,
                 ready=session.ready,
                 permit=status is not None and status.permit,
-                fault=self._port_problem or session.problem or fault or self._silence(),
+                fault=self._port_problem or session.problem or self._latched() or self._silence(),
                 epoch=session.epoch,
                 inhibited=self._inhibit,
                 counters=counters,
@@ -108,6 +107,10 @@ class Link:
             raise RuntimeError(f"the gate did not move: no answer from the controller at {self._settings.port}")
         if result:
             raise RuntimeError(f"the controller refused to move the gate: {wire.RESULTS.get(result, str(result))}")
+
+    def _latched(self) -> str | None:
+        status = self._session.status
+        return status.fault_words if status is not None else None
 
     def _silence(self) -> str | None:
         return None if self._session.connected else f"no controller answers at {self._settings.port}"
@@ -168,8 +171,8 @@ class Link:
     def _note(self) -> None:
         """Each changed problem into the log once, and its end."""
         with self._lock:
-            connected = self._session.connected
-            problem = self._port_problem or self._session.problem or self._silence()
+            connected, ready = self._session.connected, self._session.ready
+            problem = self._port_problem or self._session.problem or self._latched() or self._silence()
         now_ns = time.monotonic_ns()
         if connected:
             self._heard_ns = now_ns
@@ -178,7 +181,10 @@ class Link:
         if problem == self._told:
             return
         if problem:
-            log.warning("%s", problem)
+            latched = " (the controller's latched fault: clear it with `beltline ack`)"
+            log.warning("%s%s", problem, latched if problem == self._latched() else "")
+        elif not ready:
+            return
         else:
             log.info("%s: all is well with the reject controller", self._settings.port)
         self._told = problem

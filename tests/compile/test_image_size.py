@@ -37,9 +37,11 @@ def test_every_choice_is_a_size_and_keeps_the_budget(side, defect, budget, cost)
 
 
 def test_the_default_follows_the_source() -> None:
-    assert choose_size(1024).size == 256
-    assert choose_size(100).size == 128
-    assert "not stated" in choose_size(1024).explanation
+    sides = {100: 128, 200: 224, 320: 256, 640: 256, 768: 320, 1024: 384, 4096: 384}
+    assert {side: choose_size(side).size for side in sides} == sides
+    assert "not stated" in choose_size(768).explanation
+    assert "--smallest-defect says" in choose_size(4096).explanation
+    assert "--smallest-defect says" not in choose_size(768).explanation
 
 
 def test_a_smaller_defect_needs_a_larger_picture() -> None:

@@ -97,6 +97,7 @@ def test_each_problem_and_its_end_is_logged_once(line: Any, eventually: Any, cap
     assert levels.count("INFO") == 1
     assert caplog.text.count("does not exist") == 1
     assert caplog.text.count("parameters have hash") == 1
+    assert caplog.text.count("not acknowledged (the controller's latched fault") == 1
 
 
 def test_a_silent_port_is_logged(line: Any, eventually: Any, caplog: pytest.LogCaptureFixture) -> None:
