@@ -23,13 +23,14 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from edge.errors import BeltlineError
 
 SCHEMA: Literal[1] = 1
 SIZE_LIMIT = 512 * 1024 * 1024  # bytes; a larger archive is refused unread
 SCORE_LIMIT = 1e9  # no method's scores come near; a threshold beyond would accept every part
+LARGEST_TOLERANCE = 0.5  # of a golden score, or of 1: a wider one proves nothing
 GraphName = Literal["float", "int8", "trt"]
 
 
@@ -124,6 +125,13 @@ class Golden(Strict):
     maps: dict[GraphName, str]  # .npy float32
     score_tolerance: dict[GraphName, Tolerance]  # absolute
     map_tolerance: dict[GraphName, Tolerance]  # absolute, largest pixel
+
+    @model_validator(mode="after")
+    def _telling(self) -> Golden:
+        for graph, tolerance in self.score_tolerance.items():
+            if tolerance > LARGEST_TOLERANCE * max(1.0, abs(self.scores.get(graph, 0.0))):
+                raise ValueError(f"a score tolerance of {tolerance:g} for graph '{graph}' would let anything pass")
+        return self
 
 
 class GoldenSet(Strict):
@@ -228,24 +236,30 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def _read_directory(path: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(path).as_posix(): file.read_bytes()
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not file.is_symlink()
-    }
+    if not (path / "manifest.json").is_file():  # before a walk through whatever folder this is
+        raise BundleError(f"{path}: manifest.json is missing: incomplete, or no bundle at all. Copy it again.")
+    try:
+        found = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()]
+        _check_size(path, sum(file.stat().st_size for file in found))
+        return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
+    except OSError as error:
+        raise BundleError(f"{path}: not a readable bundle ({error}). Copy it again.") from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > SIZE_LIMIT:
+        raise BundleError(f"{path}: {size} bytes, more than the limit of {SIZE_LIMIT}: not a beltline bundle")
 
 
 def _read_archive(path: Path) -> dict[str, bytes]:
     try:
-        size = path.stat().st_size
-        if size > SIZE_LIMIT:
-            raise BundleError(f"{path}: {size} bytes, more than the limit of {SIZE_LIMIT}: not a beltline bundle")
+        _check_size(path, path.stat().st_size)
         raw = path.read_bytes()
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as archive:
             members = archive.getmembers()
     except FileNotFoundError:
         raise BundleError(f"{path}: no such bundle. Give the path that `beltline compile -o` wrote.") from None
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError, ValueError, ArithmeticError, LookupError, EOFError) as error:  # what it raises
         raise BundleError(f"{path}: not a readable bundle ({error}). Copy it again.") from error
     files: dict[str, bytes] = {}
     end = 0

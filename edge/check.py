@@ -13,7 +13,7 @@ from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
 from edge.lock import is_held
 from edge.reject import describe, too_slow
-from edge.scorer import Scorer, choose_scorer, measure_ms
+from edge.scorer import Scorer, choose_scorer, measure_ms, slow_step_ms
 from edge.settings import CameraSource, FolderSource, Settings, VideoSource
 from edge.sources import CaptureError, open_source
 from firmware_bridge.parts import PartId, Trigger
@@ -68,7 +68,7 @@ def _bundle(bundle: Bundle) -> Iterator[Finding]:
 def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
     [graph_ms] = measure_ms(scorer)
     yield Finding("graph", f"{scorer.graph}, {graph_ms:.1f} ms here, gives its golden answers")
-    if problem := too_slow(settings.reject, graph_ms):
+    if problem := too_slow(settings.reject, slow_step_ms(scorer)):
         yield Finding("step limit", problem, ok=False)
     default = scorer.bundle.thresholds[scorer.graph]
     chosen = settings.bundle.threshold

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from edge.bundle import Bundle, GraphName
 from edge.reject import describe
-from edge.scorer import Scorer, ScorerError
+from edge.scorer import Scorer, ScorerError, prefer
 from edge.settings import Settings
 from firmware_bridge.mqtt.identity import client_id
 from firmware_bridge.mqtt.session import Session
@@ -66,7 +66,7 @@ def examine(settings: Settings | None = None, bundle: Bundle | None = None) -> I
         else:
             yield Finding("station", "broker", "no [mqtt] table: nothing is published", "note")
     if bundle:
-        yield from graphs(bundle, settings.bundle.threads if settings else 1)
+        yield from graphs(bundle, *((settings.bundle.graph, settings.bundle.threads) if settings else ()))
 
 
 def software() -> Iterator[Finding]:
@@ -244,8 +244,8 @@ def broker(mqtt: MqttSettings, settings: Settings) -> Finding:
     return Finding("station", "broker", session.cause if session else "", "missing")
 
 
-def graphs(bundle: Bundle, threads: int = 1) -> Iterator[Finding]:
-    """Self-test and measure each graph on this box, and say which one would run."""
+def graphs(bundle: Bundle, wanted: GraphName | Literal["auto"] = "auto", threads: int = 1) -> Iterator[Finding]:
+    """Self-test and measure each graph on this box, and say which one the station would run."""
     manifest = bundle.manifest
     yield Finding("bundle", "name", f"{manifest.name} {manifest.version}, {manifest.method}, id {bundle.id[:12]}")
     medians: dict[GraphName, float] = {}
@@ -266,8 +266,12 @@ def graphs(bundle: Bundle, threads: int = 1) -> Iterator[Finding]:
             f"{graph.precision}: self-test passed, p50 {medians[name]:.2f} ms, p99 {p99:.2f} ms, "
             f"max {times_ms[-1]:.2f} ms on {threads} thread{'s' if threads > 1 else ''} ({len(times_ms)} runs)",
         )
-    if medians:
-        yield Finding("bundle", "would run", f"graph {min(medians, key=lambda name: medians[name])}, the fastest here")
+    if wanted in medians:
+        yield Finding("bundle", "would run", f"graph {wanted}, as the station file asks")
+    elif wanted != "auto":
+        yield Finding("bundle", "would run", f"none: graph '{wanted}' cannot be trusted on this box", "missing")
+    elif medians:
+        yield Finding("bundle", "would run", f"graph {prefer(medians)}: a reduced one unless float is clearly faster")
     else:
         yield Finding("bundle", "would run", "none: no graph can be trusted on this box", "missing")
 

@@ -35,17 +35,17 @@ def describe(settings: Reject) -> tuple[str, bool]:
     return "none: a bench with soft triggers, nothing is thrown off any belt", True
 
 
-def too_slow(settings: Reject, graph_ms: float) -> str | None:
-    """Why the heartbeat would stop while all is well: a step is a pause between parts and one run of the graph."""
+def too_slow(settings: Reject, score_ms: float) -> str | None:
+    """Why the heartbeat would stop while all is well: a step is a pause between parts and the scoring of one."""
     if isinstance(settings, NoReject):
         return None
-    step_ms = LONGEST_PAUSE_MS + graph_ms
+    step_ms = LONGEST_PAUSE_MS + score_ms
     if step_ms <= settings.step_limit_ms:
         return None
     together = " and heartbeat_timeout_ms with it" if isinstance(settings, LinkReject) else ""
     return (
         f"[reject] step_limit_ms = {settings.step_limit_ms} is less than the {step_ms:.0f} ms that a step of this "
-        f"recipe takes here (graph {graph_ms:.0f} ms), so the belt would not run. Raise it{together}, or take a "
+        f"recipe takes here (scoring {score_ms:.0f} ms), so the belt would not run. Raise it{together}, or take a "
         "faster graph in [bundle]."
     )
 

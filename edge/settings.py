@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from edge.bundle import SCORE_LIMIT
 from edge.errors import BeltlineError
 from firmware_bridge.link.settings import LinkSettings
 from firmware_bridge.modbus.settings import ModbusSettings
@@ -54,6 +55,8 @@ class BundleChoice(Table):
     recipe: str = Field("default", min_length=1, title="Recipe", description="name that goes into every verdict")
     threshold: float | None = Field(
         None,
+        ge=-SCORE_LIMIT,
+        le=SCORE_LIMIT,
         allow_inf_nan=False,
         title="Threshold",
         description="reject above this score; unset = the bundle's own threshold for the graph",
@@ -182,7 +185,7 @@ def load_settings(path: Path) -> Settings:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}. Give the path of a station.toml.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{path}: not a TOML file: {error}") from None
     if isinstance(raw.get("reject"), dict):
         raw["reject"].setdefault("kind", "none")

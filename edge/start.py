@@ -15,7 +15,7 @@ from edge.journal import Journal
 from edge.judge import Judge, Judged
 from edge.lock import hold
 from edge.reject import make_path, too_slow
-from edge.scorer import choose_scorer, measure_ms
+from edge.scorer import choose_scorer, slow_step_ms
 from edge.settings import Settings, SettingsError
 from edge.sources import PictureSource, open_source
 from edge.sources.folder import Folder
@@ -41,7 +41,7 @@ def started(
     """
     bundle = read_bundle(settings.bundle.path)
     scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads)
-    if problem := too_slow(settings.reject, measure_ms(scorer)[0]):
+    if problem := too_slow(settings.reject, slow_step_ms(scorer)):
         raise SettingsError(problem)
     judge = Judge(scorer, settings.bundle.recipe, settings.bundle.threshold)
     bench = settings.reject.kind == "none"

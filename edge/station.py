@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 FIRST_IDLE_S = 0.025  # soon after a part, so that at a steady pace the self-test is over before the next one
 IDLE_S = LONGEST_PAUSE_MS / 1000  # between self-tests; well inside the heartbeat's step limit of 200 ms
 WAIT_S = 0.05  # longest wait for a frame before the loop shows that it lives
-COLLECT_S = 10.0  # between garbage collections, only while the belt pauses
+COLLECT_S = 10.0  # between garbage collections, while the belt pauses
+COLLECT_LATEST_S = 600.0  # the same on a belt that never does
 REMEMBERED_TIMES = 2000  # parts, for the percentiles
 PERMIT_S = 0.8  # for an acknowledgement to bring the permit back
 RUNNING_NS = 2_000_000_000  # a part within this time: the line is executing
@@ -67,7 +68,7 @@ class Station:
         self._epoch: int | None = None
         self._noticing = threading.Lock()  # of epochs: an old one must not be noticed after a newer
         self._total_ms: deque[float] = deque(maxlen=REMEMBERED_TIMES)
-        self._next_collect_s = 0.0
+        self._collected_s = 0.0
         self._operational = False
         self._deaf = False
         path.on_trigger, path.on_outcome, path.on_lost = self._on_trigger, self._on_outcome, self._on_lost
@@ -84,6 +85,7 @@ class Station:
 
         """
         gc.collect()
+        self._collected_s = time.monotonic()
         gc.freeze()
         gc.disable()
         self._operational = True
@@ -99,6 +101,7 @@ class Station:
                 else:
                     self._inspect(trigger)
                     wait_s = FIRST_IDLE_S
+                    self._collect(COLLECT_LATEST_S)
                 self._step_done()
         finally:
             self._operational = False
@@ -148,8 +151,11 @@ class Station:
                 log.error("inspection stops: %s", error)  # noqa: TRY400 - the message says it all
             self._sick = str(error)
             self._count("self-test failed")
-        if (now_s := time.monotonic()) >= self._next_collect_s:
-            self._next_collect_s = now_s + COLLECT_S
+        self._collect(COLLECT_S)
+
+    def _collect(self, every_s: float) -> None:
+        if (now_s := time.monotonic()) >= self._collected_s + every_s:
+            self._collected_s = now_s
             gc.collect()
 
     def _on_trigger(self, trigger: Trigger) -> None:

@@ -234,6 +234,42 @@ def test_a_tolerance_that_would_allow_anything_is_refused(
         read_bundle(tiny.archive(tmp_path / "b.bundle", rehash(files)))
 
 
+def test_a_score_tolerance_that_proves_nothing_is_refused(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    golden = json.loads(files["golden/golden.json"])
+    golden["samples"][0]["score_tolerance"] = {"float": 1e308}
+    files["golden/golden.json"] = json.dumps(golden).encode()
+    with pytest.raises(BundleError, match="would let anything pass"):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", rehash(files)))
+
+
+@pytest.mark.parametrize(
+    "words", [{"GNU.sparse.map": "a,b"}, {"size": "x"}, {"GNU.sparse.size": "-1"}, {"mtime": "1e999"}]
+)
+def test_headers_that_the_tar_reader_chokes_on_are_refused(
+    tmp_path: Path, tiny: SimpleNamespace, words: dict[str, str]
+) -> None:
+    path = tiny.archive(tmp_path / "b.bundle", tiny.files())
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("extra")
+        member.pax_headers = words
+        archive.addfile(member)
+    with pytest.raises(BundleError):
+        read_bundle(path)
+
+
+def test_a_folder_that_is_no_bundle_or_too_large_is_refused_unread(
+    tmp_path: Path, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json is missing"):
+        read_bundle(Path("/"))
+    folder = tiny.folder(tmp_path / "folder", tiny.files())
+    with (folder / "film.mp4").open("wb") as film:
+        film.truncate(2**40)  # a hole: it takes no room, and reading it would take all memory
+    with pytest.raises(BundleError, match="more than the limit"):
+        read_bundle(folder)
+
+
 def test_links_in_a_folder_do_not_count_as_files(tmp_path: Path, tiny: SimpleNamespace) -> None:
     folder = tiny.folder(tmp_path / "folder", tiny.files())
     (tmp_path / "elsewhere.onnx").write_bytes((folder / "model.onnx").read_bytes())

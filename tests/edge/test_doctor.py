@@ -115,6 +115,18 @@ def test_a_bundle_is_tested_and_measured_per_graph(make_bundle: Callable[..., Pa
     assert found["would run"].found.startswith("graph ")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "float_ms", "says"), [("auto", 1.0, "int8"), ("auto", 0.5, "float"), ("float", 1.0, "float")]
+)
+def test_the_graph_that_the_station_would_take_is_named(
+    make_bundle: Callable[..., Path], tiny: Any, monkeypatch: Any, *, wanted: Any, float_ms: float, says: str
+) -> None:
+    times = {"float": float_ms, "int8": 1.05}
+    monkeypatch.setattr("edge.doctor._measure", lambda scorer: [times[scorer.graph]])
+    bundle = read_bundle(make_bundle(graphs={"float": tiny.graph(), "int8": tiny.graph()}))
+    assert f"graph {says}" in by_name(graphs(bundle, wanted))["would run"].found
+
+
 def test_a_graph_that_computes_otherwise_here_would_not_run(make_bundle: Callable[..., Path]) -> None:
     found = by_name(graphs(read_bundle(make_bundle(golden_shift=1.0))))
     assert found["graph float"].level == "missing"

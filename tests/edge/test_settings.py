@@ -73,6 +73,8 @@ def test_a_whole_station(load: Callable[[str], Settings], tmp_path: Path) -> Non
         (BUNDLE + FOLDER + '[mqtt]\nhost = "10.1.2.3"\n', ["[mqtt]", "10.1.2.3", "credentials"]),
         (BUNDLE + FOLDER + "x = = 1\n", ["not a TOML file", "line 6"]),
         ("bundle = 3\n" + FOLDER, ["bundle = 3"]),
+        ("a = " + "[" * 100_000, ["not a TOML file"]),
+        (BUNDLE + "threshold = 1e300\n" + FOLDER, ["threshold = 1e+300", "less than or equal"]),
     ],
 )
 def test_the_message_names_file_key_value_and_next_step(

@@ -6,6 +6,7 @@ The reject path here is a script: it triggers what a test says and settles parts
 from __future__ import annotations
 
 import gc
+import math
 import queue
 import signal
 import sqlite3
@@ -295,6 +296,18 @@ def test_the_states_are_those_of_opc_40100(
 def test_no_garbage_is_collected_while_parts_run(line: Line, tiny: SimpleNamespace) -> None:
     line.judge(1, tiny.picture(128))
     assert not gc.isenabled()
+
+
+def test_garbage_is_collected_on_a_belt_that_never_pauses(
+    line: Line, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.station.COLLECT_S", math.inf)
+    line.judge(1, tiny.picture(128))
+    before = gc.get_stats()[2]["collections"]
+    monkeypatch.setattr("edge.station.COLLECT_LATEST_S", 0)
+    for part in (2, 3, 4):
+        line.judge(part, tiny.picture(128))
+    assert gc.get_stats()[2]["collections"] > before
 
 
 def test_a_station_that_hears_no_more_triggers_ends_with_an_error(
