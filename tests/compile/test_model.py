@@ -10,6 +10,7 @@ import numpy as np
 from compile.data import DataSet
 from compile.evidence import Evidence
 from compile.features import Features, on_disk
+from compile.fitting import one_thread
 from compile.image_size import SizeChoice
 from compile.job import Clock, Job, Settings
 from compile.methods.varad import VarAD
@@ -38,7 +39,8 @@ def heads(folder: Path, odd: int | None, plan: SplitPlan) -> Heads:
     evidence = Evidence("x", "1", 0, data, SizeChoice(32, "asked for"))
     settings = Settings(folder, folder / "x.bundle", fit_steps=20)
     spec = Input(height=32, width=32, source=SOURCE)
-    return fit_heads(Job(settings, Clock(lambda *_: None), folder, spec, evidence, threads=1), features, plan)
+    with one_thread():
+        return fit_heads(Job(settings, Clock(lambda *_: None), folder, spec, evidence, threads=1), features, plan)
 
 
 def deviations(found: Heads) -> list[float]:
