@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compile.onnx_session import open_session
 from compile.parity import (
+    AUROC_BUDGET,
     ParityError,
     Scored,
     check_behaviour,
@@ -84,6 +85,19 @@ def test_a_planted_fault_is_refused(inputs, trunk, fault) -> None:
         check_float(trained, exported, 0.0)
 
 
+def test_maps_that_differ_under_equal_scores_are_refused() -> None:
+    maps = RNG.uniform(0, 4, (3, 6, 6)).astype(np.float32)
+    trained = Scored(np.array([1.0, 2.0, 3.0]), maps)
+    moved = maps.copy()
+    moved[1, 2, 2] += 0.0009 * maps.max()
+    assert check_float(trained, Scored(trained.scores, moved), 0.0)["map_error_of_peak"] == pytest.approx(
+        9e-4, rel=0.01
+    )
+    moved[1, 2, 2] += 0.0002 * maps.max()
+    with pytest.raises(ParityError, match=r"scores by 0 relative, maps by 0\.0011 of the peak, 0 other label"):
+        check_float(trained, Scored(trained.scores, moved), 0.0)
+
+
 def test_labels_count_outside_the_margin_only() -> None:
     maps = np.ones((2, 2, 2), np.float32)
     trained = Scored(np.array([1.00005, 3.0]), maps)
@@ -120,6 +134,19 @@ def test_a_graph_that_gives_up_accuracy_is_refused() -> None:
     assert "image AUROC falls" in found.reason
     low, high = found.auroc_loss_interval
     assert low < found.auroc_loss < high
+
+
+def test_the_point_estimate_decides_and_not_the_interval() -> None:
+    """Few pictures: one defect that sinks below half of the good ones costs 1/40 of the area, the interval holds 0."""
+    full = np.concatenate([np.arange(20.0), 30 + np.arange(20.0)])
+    reduced = full.copy()
+    reduced[20] = 9.5
+    found = judge_reduced(full, reduced, np.arange(40) >= 20, (25.0, 25.0), (full[:20], reduced[:20]), labelled=True)
+    low, high = found.auroc_loss_interval
+    assert low <= AUROC_BUDGET < found.auroc_loss < high
+    assert not found.kept
+    better = judge_reduced(reduced, full, np.arange(40) >= 20, (25.0, 25.0), (full[:20], reduced[:20]), labelled=True)
+    assert better.kept, "what a reduced graph gains is no loss"
 
 
 def test_ranks_must_agree_where_there_are_no_labels() -> None:

@@ -88,6 +88,29 @@ def test_the_first_outcome_wins_and_repetitions_change_nothing(tmp_path: Path) -
     assert row["reason"] == "score_below_threshold"
 
 
+def test_a_commit_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut cannot be had here: asked of the journal's own connection, of the first and of one after trouble."""
+    connect, connections = sqlite3.connect, []
+
+    def remembered(*where: Any, **how: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*where, **how)
+        connections.append(connection)
+        return connection
+
+    monkeypatch.setattr("edge.journal_file.sqlite3.connect", remembered)
+    path = tmp_path / "j.db"
+    with opened(path) as journal:
+        for part, expected in ((1, 1), (2, 2)):
+            journal.outcome(outcome(part))
+            assert journal.flush(10)
+            assert len(connections) == expected
+            (level,), (mode,) = (
+                connections[-1].execute(f"PRAGMA {name}").fetchone() for name in ("synchronous", "journal_mode")
+            )
+            assert (level, mode) == (2, "wal"), "2 is FULL: each commit is on the disk before it counts"
+            path.unlink()
+
+
 def test_a_restart_knows_the_past_and_keeps_the_verdict(tmp_path: Path) -> None:
     with opened(tmp_path / "j.db") as journal:
         for part in (1, 2, 5):

@@ -52,6 +52,25 @@ def test_a_graph_that_answers_otherwise_than_when_proven_is_refused(make_bundle:
         Scorer(read_bundle(make_bundle(golden_shift=0.01)), "float")
 
 
+def test_a_graph_with_the_right_score_and_another_map_is_refused(
+    make_bundle: MakeBundle, tiny: SimpleNamespace
+) -> None:
+    with pytest.raises(ScorerError, match=r"self-test.*draws a map of golden/0\.png that differs by 0\.\d+, allowed"):
+        Scorer(read_bundle(make_bundle(graphs={"float": with_another_map(tiny.graph())})), "float")
+
+
+def with_another_map(graph: bytes) -> bytes:
+    """The same score, but its map is half of what the score was taken from."""
+    model = onnx.load_from_string(graph)
+    for node in model.graph.node:
+        node.output[:] = ["whole" if name == "map" else name for name in node.output]
+        node.input[:] = ["whole" if name == "map" else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.5), "half"))
+    model.graph.node.append(helper.make_node("Mul", ["whole", "half"], ["map"]))
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def test_auto_is_no_toss_between_graphs_that_are_equally_fast(
     make_bundle: MakeBundle, tiny: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
