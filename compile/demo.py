@@ -153,6 +153,7 @@ def outcome_table(run: Run, parts: Sequence[LinePart]) -> Table:
     table.add_row("FAULT", str(counts.faults))
     table.add_row("late", str(counts.late))
     table.add_row("decided from another part's picture", str(counts.wrong_picture))
+    table.add_row("accepted without a picture's digest", str(counts.without_digest + counts.recovered_without_digest))
     table.add_row("passed without a proven ACCEPT", str(counts.unproven_passed))
     error = run.belt["gate_error_max_counts"]
     table.add_row(
@@ -189,6 +190,8 @@ def promises_broken(run: Run, bundle: Bundle, parts: Sequence[LinePart]) -> list
     low, high = overkill_interval(threshold.parts, rank, counts.good, OVERKILL_LEVEL)
     if not low <= len(counts.overkill) <= high:
         problems.append(f"overkill of {len(counts.overkill)} lies outside {low}..{high}, what the calibration promises")
+    if counts.recovered_without_digest:
+        problems.append(f"{counts.recovered_without_digest} ACCEPTs were recovered, where nothing had failed")
     if counts.parts != len(parts):
         problems.append(f"{counts.parts} of {len(parts)} parts reached the gate")
     if counts.faults or counts.late:

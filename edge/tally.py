@@ -59,6 +59,8 @@ class Tally:
     without_outcome: int = 0  # strobed parts that the journal does not know, and open triggers
     unproven_passed: int = 0  # physically passed, but no ACCEPT in the journal
     wrong_picture: int = 0  # decided from another picture than the part's own
+    without_digest: int = 0  # an ACCEPT whose journal row does not say from which picture
+    recovered_without_digest: int = 0  # the same, fetched from the controller: its verdict died with the station
     accepted_thrown: int = 0  # an ACCEPT in the journal, but the gate threw it
     good: int = 0
     defective: int = 0
@@ -80,6 +82,7 @@ class Tally:
             "parts without an outcome": self.without_outcome,
             "parts passed without a proven ACCEPT": self.unproven_passed,
             "decisions made from another part's picture": self.wrong_picture,
+            "parts accepted without a picture's digest": self.without_digest,
             "accepted parts thrown by a moving belt": self.accepted_thrown,
         }
         return [f"{count} {what}" for what, count in broken.items() if count]
@@ -99,6 +102,9 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
     by_id = {PartId(row["epoch"], row["part"]): row for row in rows}
     result = Tally(without_outcome=open_count)
     result.outcomes = dict(Counter(f"{row['decision']} {row['reason']}" for row in rows))
+    blind = [row for row in rows if row["decision"] == "ACCEPT" and row["input_crc32"] is None]
+    result.recovered_without_digest = sum(bool(row["recovered"]) for row in blind)
+    result.without_digest = len(blind) - result.recovered_without_digest
     for part in judged:
         if part["gate"] == "not_reached":
             continue
