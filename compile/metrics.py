@@ -1,4 +1,4 @@
-"""Accuracy figures: image AUROC, AP and F1max; pixel AUROC, AP, F1max and AUPRO; paired bootstrap intervals.
+"""Accuracy figures: image AUROC; pixel AUROC, AP, F1max and AUPRO; paired bootstrap intervals.
 
 All of them are exact (no thresholds, no strips) and follow from one thing: for every defective score, how many
 defective and how many good scores lie at or above it.
@@ -61,16 +61,6 @@ class Difference:
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve of scores [n] for labels [n] (true = defective)."""
     return _Counts.of(*_classes(scores, labels)).auroc()
-
-
-def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Average precision of scores [n] for labels [n] (true = defective)."""
-    return _Counts.of(*_classes(scores, labels)).ap()
-
-
-def f1_max(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Largest F1 of scores [n] for labels [n] (true = defective) over all thresholds."""
-    return _Counts.of(*_classes(scores, labels)).f1_max()
 
 
 def pixel_metrics(maps: Sequence[NDArray[np.float32]], masks: Masks, limit: float = AUPRO_LIMIT) -> PixelMetrics:

@@ -13,8 +13,6 @@ from sklearn import metrics as sk
 from compile.metrics import (
     MetricError,
     auroc,
-    average_precision,
-    f1_max,
     paired_difference,
     paired_pixel_difference,
     pixel_metrics,
@@ -28,12 +26,13 @@ scored = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_s
 
 
 @given(scored)
-def test_image_figures_equal_scikit_learn(rows: list[tuple[int, bool]]) -> None:
+def test_figures_equal_scikit_learn_under_ties(rows: list[tuple[int, bool]]) -> None:
     scores, labels = np.array([r[0] for r in rows], dtype=np.float32), np.array([r[1] for r in rows])
     assert auroc(scores, labels) == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
-    assert average_precision(scores, labels) == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-12)
+    found = pixel_metrics([scores[None]], [labels[None]])
+    assert found.ap == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-12)
     best = max(sk.f1_score(labels, scores >= threshold) for threshold in set(scores[labels].tolist()))
-    assert f1_max(scores, labels) == pytest.approx(best, abs=1e-12)
+    assert found.f1_max == pytest.approx(best, abs=1e-12)
 
 
 def test_by_hand() -> None:
@@ -41,8 +40,9 @@ def test_by_hand() -> None:
     assert auroc([1, 2, 3, 4], labels) == 1
     assert auroc([1, 3, 2, 4], labels) == 0.75
     assert auroc([1, 1, 1, 1], labels) == 0.5
-    assert average_precision([1, 3, 2, 4], labels) == pytest.approx((1 + 2 / 3) / 2)
-    assert f1_max([1, 3, 2, 4], labels) == pytest.approx(0.8)
+    found = pixel_metrics([np.array([[1, 3, 2, 4]], np.float32)], [np.array([labels], bool)])
+    assert found.ap == pytest.approx((1 + 2 / 3) / 2)
+    assert found.f1_max == pytest.approx(0.8)
 
 
 def slow_aupro(maps: list[np.ndarray], masks: list[np.ndarray], limit: float = 0.3) -> float:
