@@ -1,10 +1,10 @@
 """The journal: one SQLite file that remembers every trigger and, when it is known, its one outcome.
 
 Format. `trigger` holds parts that wait for their outcome, with the verdict that the station asked for; the row goes
-when the outcome comes. `outcome` has one row per part, is only ever appended to, and its ascending `id` is what
-`publish` remembers as its cursor: the table is the outbox. `boot` ties the monotonic times of one boot to the wall
-clock. `journal` names this file, so that a reader notices when it was replaced. The part id is unique: hearing an
-outcome twice changes nothing, and the first one wins.
+when the outcome comes. `outcome` has one row per part, is appended to and at its far end forgotten, and its ascending
+`id` is what `publish` remembers as its cursor: the table is the outbox. `boot` ties the monotonic times of one boot to
+the wall clock. `journal` names this file, so that a reader notices when it was replaced. The part id is unique: hearing
+an outcome twice changes nothing, and the first one wins.
 
 Failure modes. The callers' threads only append to a list in memory; the journal's own thread commits what has gathered
 (WAL, synchronous=FULL: what is committed survives a power cut). When the disk is full, read-only, damaged or gone, the
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 GROUP_S = 0.05  # one commit gathers what comes within this time
 RETRY_S = 1.0  # after a disk failure
+KEEP = 2_000_000  # outcomes on disk, 0.5 kB each
 BOUND = 200_000  # writes held in memory; a part makes three: trigger, verdict, outcome
 
 
@@ -57,7 +58,7 @@ class _Waiting:
 class Journal:
     """See the module. Thread-safe; no method but `open`, `flush` and `close` waits for the disk."""
 
-    def __init__(self, path: Path, *, dry_run: bool = False, bound: int = BOUND) -> None:
+    def __init__(self, path: Path, *, dry_run: bool = False, bound: int = BOUND, keep: int = KEEP) -> None:
         self.path = path
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._dry_run = dry_run
@@ -70,7 +71,7 @@ class Journal:
         self._last_part: dict[int, int] = {}
         self._counters: Counter[str] = Counter()
         self._closing = False
-        self._file = JournalFile(path, self.boot_id, self._remember)
+        self._file = JournalFile(path, self.boot_id, self._remember, keep)
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def open(self) -> None:

@@ -3,6 +3,8 @@
 WAL with synchronous=FULL: what is committed survives a power cut. Any failure closes the file; the next commit opens it
 again. A file that was removed or replaced under the open connection would take writes that nobody finds again: its
 inode is compared before and after each commit. A file that is no database any more is moved aside, never overwritten.
+Each commit removes what is older than the outcomes to keep, but for the last part of each epoch: SQLite fills the room
+again, so the file stops growing.
 Every write is idempotent, so a batch whose fate is unknown may be committed again.
 """
 
@@ -51,6 +53,12 @@ INSERT_TRIGGER = (
     "WHERE NOT EXISTS (SELECT 1 FROM outcome WHERE epoch = ?1 AND part = ?2)"
 )
 SET_VERDICT = "UPDATE trigger SET verdict = ? WHERE epoch = ? AND part = ?"
+FORGET = """
+DELETE FROM outcome WHERE id IN (
+    SELECT id FROM outcome AS old WHERE id <= (SELECT max(id) FROM outcome) - ?
+    AND part < (SELECT max(part) FROM outcome WHERE epoch = old.epoch) ORDER BY id LIMIT ?)
+"""  # an epoch that comes again must be known
+FORGOTTEN_AT_ONCE = 1000  # more than one commit brings, at any belt's pace
 LAST_PARTS = """
 WITH RECURSIVE known(epoch) AS (
     SELECT min(epoch) FROM {0} UNION ALL
@@ -68,10 +76,11 @@ class Past(NamedTuple):
 
 
 class JournalFile:
-    """Used from one thread. `on_open` hears what the file remembers, each time it is opened."""
+    """Used from one thread. `on_open` hears what the file remembers, each time it is opened; `keep` outcomes stay."""
 
-    def __init__(self, path: Path, boot_id: str, on_open: Callable[[Past], None]) -> None:
+    def __init__(self, path: Path, boot_id: str, on_open: Callable[[Past], None], keep: int) -> None:
         self.failures = 0
+        self._keep = keep
         self._path, self._boot_id, self._on_open = path, boot_id, on_open
         self._database: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
@@ -118,6 +127,7 @@ class JournalFile:
                 self._database.execute("BEGIN")
                 for statement, values in batch:
                     self._database.execute(statement, values)
+                self._database.execute(FORGET, (self._keep, FORGOTTEN_AT_ONCE))
         except sqlite3.Error as error:
             return self._fail(str(error))
         return self._is_there() or self._fail("the file was removed or replaced")

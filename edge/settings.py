@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from edge.bundle import SCORE_LIMIT
 from edge.errors import BeltlineError
+from edge.journal import KEEP
 from firmware_bridge.link.settings import LinkSettings
 from firmware_bridge.modbus.settings import ModbusSettings
 from firmware_bridge.mqtt.settings import MqttSettings, TopicLevel
@@ -149,6 +150,12 @@ class Paths(Table):
     journal: Path = Field(
         Path("/var/lib/beltline/journal.db"), title="Journal", description="SQLite file of triggers and outcomes"
     )
+    journal_parts: int = Field(
+        KEEP,
+        ge=10_000,
+        title="Parts kept",
+        description="outcomes kept in the journal, about 0.5 kB each; older ones go",
+    )
     control: Path = Field(
         Path("/run/beltline/control.sock"), title="Control socket", description="what `beltline status` talks to"
     )
@@ -170,6 +177,11 @@ class Settings(Table):
             raise ValueError(
                 f'source {self.source.kind!r} needs a trigger: add a [reject] table with kind = "link" or "modbus", '
                 "or try the bundle on a folder"
+            )
+        if self.mqtt and self.mqtt.backlog_rows > self.paths.journal_parts:
+            raise ValueError(
+                f"[mqtt] backlog_rows = {self.mqtt.backlog_rows} is more than the [paths] journal_parts = "
+                f"{self.paths.journal_parts} that the journal keeps: unsent outcomes would go unseen"
             )
         return self
 

@@ -53,7 +53,7 @@ def started(
             journal_file = Path(stack.enter_context(TemporaryDirectory(prefix="beltline-bench-"))) / "journal.db"
         owned = f"{journal_file}: another station is running and writes this journal. Stop it, or set [paths] journal."
         stack.enter_context(hold(journal_file, owned))
-        journal = Journal(journal_file, dry_run=dry_run or bench)
+        journal = Journal(journal_file, dry_run=dry_run or bench, keep=settings.paths.journal_parts)
         path = _bench(source) if bench else make_path(settings.reject, journal, inhibit=dry_run)
         station = Station(judge, source, path, journal, watchdog=Watchdog(), on_judged=on_judged)
         if isinstance(path, BenchPath):
