@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class ModbusSettings(BaseModel):
     """The PLC, how to reach it, and where its registers are. The map itself is in docs/modbus.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     transport: Literal["tcp", "rtu"] = Field(
         "tcp", title="Transport", description="Modbus TCP, or RTU on a serial port"
