@@ -41,6 +41,8 @@ ONNX_RUNTIME = Target("int8", symmetric=False, weight_limit=63, integer_bias=Tru
 TENSORRT = Target("trt", symmetric=True, weight_limit=127, integer_bias=False)
 """`weight_limit` 63 is 7 bits: sums of two uint8 x int8 products stay within int16."""
 
+BIAS_LIMIT = np.float32(2**30)  # steps of an int32 bias; half of what fits
+
 
 class Rounded(NamedTuple):
     """A convolution in whole steps: weight = whole * scale of its output channel."""
@@ -162,14 +164,16 @@ class _Renderer:
             weight = self.constants[node.input[1]]
             bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
             whole, scales = _whole(weight, self.target.weight_limit)
-        node.input[1] = self._dequantised(f"{node.name}/weight", whole, scales)
         source = node.input[0].removesuffix("/rounded")
         if self.target.integer_bias:
-            bias_scales = (scales * _activation(self.ranges[source], self.target).scale).astype(np.float32)
-            integers = np.clip(np.rint(bias / bias_scales), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+            step = _activation(self.ranges[source], self.target).scale
+            whole, scales = _fit_bias(whole, scales, bias, step)
+            bias_scales = (scales * step).astype(np.float32)
+            integers = np.rint(bias / bias_scales).astype(np.int32)
             biases = self._dequantised(f"{node.name}/bias", integers, bias_scales)
         else:
             biases = self._constant(f"{node.name}/bias", bias)
+        node.input[1] = self._dequantised(f"{node.name}/weight", whole, scales)
         del node.input[2:]
         node.input.append(biases)
 
@@ -249,6 +253,12 @@ def _whole(weight: Array, limit: int) -> tuple[NDArray[np.int8], Array]:
     return np.clip(np.rint(weight / _along_rows(scales, weight)), -limit, limit).astype(np.int8), scales
 
 
+def _fit_bias(whole: NDArray[np.int8], scales: Array, bias: Array, step: np.float32) -> tuple[NDArray[np.int8], Array]:
+    """Coarsen the weights of a channel whose bias would not fit into int32: they are too small to matter beside it."""
+    fitting = np.maximum(scales, np.abs(bias) / (step * BIAS_LIMIT)).astype(np.float32)
+    return np.rint(whole * _along_rows(scales / fitting, whole)).astype(np.int8), fitting
+
+
 def _activation(span: tuple[float, float], target: Target) -> Scale:
     if target.symmetric:
         return Scale(np.float32(symmetric_scale(*span)), 0)
@@ -256,7 +266,7 @@ def _activation(span: tuple[float, float], target: Target) -> Scale:
     return Scale(np.float32(scale), zero)
 
 
-def _along_rows(scales: Array, weight: Array) -> Array:
+def _along_rows(scales: Array, weight: NDArray[Any]) -> Array:
     return scales.reshape(-1, *[1] * (weight.ndim - 1))
 
 

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from compile.compensation import round_trunk
 from compile.onnx_session import open_session
 from compile.precision import FEATURE_BUDGET, FREE_FLOAT, MOST_FLOAT, calibrate, render_accurately
-from compile.quantise import ONNX_RUNTIME, TENSORRT, calibrated_tensors, quantised_nodes, render
+from compile.quantise import ONNX_RUNTIME, TENSORRT, Rounded, calibrated_tensors, quantised_nodes, render
 
 TARGETS = [ONNX_RUNTIME, TENSORRT]
 
@@ -146,6 +146,39 @@ def test_seven_bit_weights_do_not_saturate_in_the_fused_kernels(groups, kernel) 
     step = 2 * largest / 255
     np.testing.assert_allclose(fused, exact, atol=1.01 * step)  # saturation costs half of the sum
     assert exact.max() > 0.98 * largest
+
+
+def convolution(weights: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["image", "w", "b"], ["y"], "conv")],
+        "convolution",
+        [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, weights.shape[1], 4, 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, len(weights), 4, 4])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize("smallest", [0.0, 1e-9, 1e-6])
+@pytest.mark.parametrize("brought", [False, True], ids=["nearest weights", "brought weights"])
+def test_a_bias_far_above_its_channels_weights_keeps_its_value(smallest, *, brought) -> None:
+    """In steps of a tiny weight times a tiny activation it would not fit into int32."""
+    weights = np.array([smallest, 1.0], np.float32)[:, None, None, None] * np.ones((2, 3, 1, 1), np.float32)
+    bias = np.array([-7.07, 0.5], np.float32)
+    scales = np.maximum(np.abs(weights[:, 0, 0, 0]) / 63, 1e-8).astype(np.float32)
+    mine = Rounded(np.rint(weights / scales.reshape(-1, 1, 1, 1)).astype(np.int8), scales, bias)
+    ranges = {"image": (0.0, 0.01), "y": (-8.0, 8.0)}
+    model = render(convolution(weights, bias), ranges, ONNX_RUNTIME, rounded={"conv": mine} if brought else None)
+    constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    found = constants["conv/bias/q"] * constants["conv/bias/scale"].astype(float)
+    np.testing.assert_allclose(found, bias, rtol=1e-4)
+    np.testing.assert_allclose(
+        constants["conv/bias/scale"], constants["conv/weight/scale"] * constants["image/scale"], rtol=1e-6
+    )
+    image = np.full((1, 3, 4, 4), 0.01, np.float32)
+    for exact in (True, False):
+        (y,) = maps(model, image, exact=exact)
+        np.testing.assert_allclose(y[0, :, 0, 0], bias + weights.sum((1, 2, 3)) * 0.01, atol=16 / 255)
 
 
 def test_the_fused_kernels_say_what_the_graph_says(trunk, inputs, calibrated, rounded) -> None:
