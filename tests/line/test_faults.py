@@ -142,6 +142,7 @@ def test_box_stalled_150_ms(make_line: Callable[..., Any]) -> None:
     counts, summary = line.finish()
     check_promises(counts, summary)
     assert counts.parts == 60
+    assert (counts.late, counts.faults, counts.overkill) == (0, 0, [])
 
 
 def test_box_stalled_beyond_the_decision_point(make_line: Callable[..., Any]) -> None:
