@@ -87,9 +87,10 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         with _ending_well(), _bars(enabled=not as_json) as tick:
             compiled = compile_data(settings, tick)
     except (BeltlineError, CalibrationError, OSError, Interruption) as error:
-        if as_json:
+        shown = _for_the_terminal(error)
+        if as_json and not isinstance(shown, (BeltlineError, OSError)):  # those are written where they arrive
             _write_json({"error": str(error)})
-        raise _for_the_terminal(error) from error
+        raise shown from error
     summary = summarise(compiled)
     if as_json:
         _write_json(summary)

@@ -2,22 +2,23 @@
 
 Sub-commands are the entry points of the group `beltline.commands`, each a function that typer understands. Only the
 called one is imported, so a box without torch never meets `compile`, and `beltline --help` imports none of them: their
-one-line help stands in the table below.
+one-line help stands in the table below. Imports that take time wait until Ctrl-C is understood.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import NamedTuple
-
-import typer
-from rich.console import Console
+from typing import TYPE_CHECKING, NamedTuple
 
 from edge.errors import BeltlineError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 GROUP = "beltline.commands"
-OK, FAILED, USAGE, MISSING_EXTRA = 0, 1, 2, 3
+OK, FAILED, USAGE, MISSING_EXTRA, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Known(NamedTuple):
@@ -39,12 +40,22 @@ EXIT_CODES = {
     FAILED: "the operation failed, or a promise was broken",
     USAGE: "the command line was not understood",
     MISSING_EXTRA: "an optional part of beltline is not installed; the message has the install line",
+    INTERRUPTED: "interrupted with Ctrl-C",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        sys.stderr.write("beltline: interrupted\n")
+        return INTERRUPTED
+
+
+def _main(arguments: list[str]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -71,10 +82,14 @@ def main(argv: list[str] | None = None) -> int:
         return MISSING_EXTRA
     except (BeltlineError, OSError) as error:
         errors.print(f"beltline {name}: {error}", markup=False)
+        if "--json" in rest:
+            sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         return FAILED
 
 
 def _call(entry: EntryPoint, arguments: list[str]) -> int:
+    import typer  # noqa: PLC0415
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name=entry.name, epilog="Exit codes: " + "; ".join(f"{c} {t}" for c, t in EXIT_CODES.items()))(
         entry.load()

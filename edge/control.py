@@ -1,11 +1,13 @@
 """The control socket: how `beltline status`, `ack` and `jog-gate` talk to the running station.
 
 Wire: a Unix stream socket, mode 0660, so that its group may operate the station. One request per connection: one line
-of JSON, {"do": "status"}; one line comes back, {"ok": true, "reply": ...} or {"ok": false, "error": "..."}. A request
-that is too long, too slow, no JSON or of an unknown name is answered with an error. The server has a thread of its own
-and serves one connection after the other: nobody who asks can hold up the loop. A lock beside the socket says who owns
-it. Only a socket that nobody listens to is replaced: what a killed station left behind. Any other file of that name is
-left alone, and a stopped station keeps its socket.
+of JSON, {"do": "ack", "at_ns": ...} with the time of asking on CLOCK_MONOTONIC; one line comes back, {"ok": true,
+"reply": ...} or {"ok": false, "error": "..."}. A request that is too long, too slow, no JSON or of an unknown name is
+answered with an error. So is one that waited for more than a second, unless it only looks: who asked may have given
+up, and an acknowledgement must not start a belt behind somebody's back. The server has a thread of its own and serves
+one connection after the other: nobody who asks can hold up the loop. A lock beside the socket says who owns it. Only a
+socket that nobody listens to is replaced: what a killed station left behind. Any other file of that name is left alone,
+and a stopped station keeps its socket.
 """
 
 from __future__ import annotations
@@ -15,18 +17,21 @@ import logging
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge.errors import BeltlineError
-from edge.lock import hold
+from edge.lock import hold, is_held
 
 log = logging.getLogger(__name__)
 
 LONGEST_REQUEST = 4096  # bytes
 LONGEST_REPLY = 1 << 20
-TIMEOUT_S = 2.0  # of who asks
+LOOKING = ("status",)
+FRESH_NS = 1_000_000_000  # age of any other request that is still answered
+TIMEOUT_S = 5.0  # of who asks: more than that age and the longest answer together
 SILENCE_S = 0.5  # of a client, after which the server turns to the next one
 
 
@@ -107,10 +112,12 @@ class ControlServer:
             asked = json.loads(request)
         except ValueError:
             return {"ok": False, "error": "the request is not one line of JSON"}
-        name = asked.get("do") if isinstance(asked, dict) else None
+        name, at_ns = (asked.get("do"), asked.get("at_ns")) if isinstance(asked, dict) else (None, None)
         handler = self._handlers.get(name) if isinstance(name, str) else None
         if handler is None:
             return {"ok": False, "error": f"no request {name!r}; there are: {', '.join(self._handlers)}"}
+        if name not in LOOKING and (type(at_ns) is not int or not 0 <= time.monotonic_ns() - at_ns <= FRESH_NS):
+            return {"ok": False, "error": f"the request {name!r} is too old: ask again"}
         try:
             return {"ok": True, "reply": handler()}
         except RuntimeError as error:
@@ -146,21 +153,29 @@ def ask(path: Path, request: str) -> Any:
         connection.settimeout(TIMEOUT_S)
         try:
             connection.connect(str(path))
-            connection.sendall(json.dumps({"do": request}).encode() + b"\n")
+            connection.sendall(json.dumps({"do": request, "at_ns": time.monotonic_ns()}).encode() + b"\n")
             line = _read_line(connection, LONGEST_REPLY)
         except PermissionError:
             raise ControlError(f"{path}: not permitted. Join the group of the socket, or use sudo.") from None
         except OSError as error:
+            why = error.strerror or error
+            if is_held(path):
+                raise ControlError(
+                    f"{path}: a station runs here and does not answer ({why}): it hangs or was stopped. Start it again."
+                ) from error
             raise ControlError(
-                f"{path}: no station answers ({error.strerror or error}). Start one with `beltline run STATION.toml`."
+                f"{path}: no station answers ({why}). Start one with `beltline run STATION.toml`."
             ) from error
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ControlError(f"{path}: the station broke off its answer. Ask again.") from None
-    if not answer["ok"]:
-        raise ControlError(f"the station refuses: {answer['error']}")
-    return answer["reply"]
+    match answer:
+        case {"ok": True, "reply": reply}:
+            return reply
+        case {"ok": False, "error": why}:
+            raise ControlError(f"the station refuses: {why}")
+    raise ControlError(f"{path}: what answers here is no beltline station. Correct [paths] control.")
 
 
 def _read_line(connection: socket.socket, longest: int) -> bytes:

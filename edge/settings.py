@@ -20,7 +20,7 @@ from edge.errors import BeltlineError
 from edge.journal import KEEP
 from firmware_bridge.link.settings import LinkSettings
 from firmware_bridge.modbus.settings import ModbusSettings
-from firmware_bridge.mqtt.settings import MqttSettings, TopicLevel
+from firmware_bridge.mqtt.settings import FileName, MqttSettings, TopicLevel
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +33,7 @@ class SettingsError(BeltlineError):
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Station(Table):
@@ -47,13 +47,15 @@ class Station(Table):
 class BundleChoice(Table):
     """What is inspected, and by which rendering of the model."""
 
-    path: Path = Field(title="Bundle", description="the .bundle file or folder that `beltline compile` wrote")
+    path: FileName = Field(title="Bundle", description="the .bundle file or folder that `beltline compile` wrote")
     graph: Literal["auto", "float", "int8"] = Field(
         "auto",
         title="Graph",
         description="auto = int8 where the bundle has it, unless float is over 10 % faster here; measured at start-up",
     )
-    recipe: str = Field("default", min_length=1, title="Recipe", description="name that goes into every verdict")
+    recipe: str = Field(
+        "default", pattern=r"^[^\p{Cc}]{1,100}$", title="Recipe", description="name that goes into every verdict"
+    )
     threshold: float | None = Field(
         None,
         ge=-SCORE_LIMIT,
@@ -69,24 +71,26 @@ class FolderSource(Table):
     """Each file of a folder is the picture of one part, in the order of names: part n sees file n."""
 
     kind: Literal["folder"]
-    path: Path = Field(title="Folder", description="folder of JPEG, PNG, BMP or TIFF pictures")
+    path: FileName = Field(title="Folder", description="folder of JPEG, PNG, BMP or TIFF pictures")
 
 
 class VideoSource(Table):
     """Each frame of a video file is the picture of one part: part n sees frame n."""
 
     kind: Literal["video"]
-    path: Path = Field(title="Video", description="video file that OpenCV can read")
+    path: FileName = Field(title="Video", description="video file that OpenCV can read")
 
 
 class CameraSource(Table):
     """A V4L2 camera. A part's picture is the one whose exposure starts inside the window after its trigger."""
 
     kind: Literal["camera"]
-    device: Path = Field(title="Device", description="for example /dev/video0, or better a link in /dev/v4l/by-id")
-    width: int = Field(0, ge=0, title="Width", description="pixels asked of the camera; 0 = its default")
-    height: int = Field(0, ge=0, title="Height", description="pixels asked of the camera; 0 = its default")
-    fps: float = Field(0, ge=0, title="Rate", description="frames per second asked of the camera; 0 = its default")
+    device: FileName = Field(title="Device", description="for example /dev/video0, or better a link in /dev/v4l/by-id")
+    width: int = Field(0, ge=0, le=65535, title="Width", description="pixels asked of the camera; 0 = its default")
+    height: int = Field(0, ge=0, le=65535, title="Height", description="pixels asked of the camera; 0 = its default")
+    fps: float = Field(
+        0, ge=0, le=10_000, title="Rate", description="frames per second asked of the camera; 0 = its default"
+    )
     triggered: bool = Field(
         False, title="Triggered", description="the photo-eye triggers each exposure; false = free-running"
     )
@@ -116,7 +120,7 @@ class BeltSource(Table):
     """The belt simulator's camera: it names the part in each picture it sends."""
 
     kind: Literal["belt"]
-    socket: Path = Field(title="Socket", description="Unix socket of the simulator's camera")
+    socket: FileName = Field(title="Socket", description="Unix socket of the simulator's camera")
     timeout_ms: float = Field(
         150, gt=0, le=10_000, title="Timeout", description="longest wait for a part's picture after its trigger, ms"
     )
@@ -147,7 +151,7 @@ Reject = Annotated[NoReject | LinkReject | ModbusReject, Field(discriminator="ki
 class Paths(Table):
     """Files that the station writes."""
 
-    journal: Path = Field(
+    journal: FileName = Field(
         Path("/var/lib/beltline/journal.db"), title="Journal", description="SQLite file of triggers and outcomes"
     )
     journal_parts: int = Field(
@@ -156,7 +160,7 @@ class Paths(Table):
         title="Parts kept",
         description="outcomes kept in the journal, about 0.5 kB each; older ones go",
     )
-    control: Path = Field(
+    control: FileName = Field(
         Path("/run/beltline/control.sock"), title="Control socket", description="what `beltline status` talks to"
     )
 
@@ -194,7 +198,7 @@ def load_settings(path: Path) -> Settings:
 
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}. Give the path of a station.toml.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

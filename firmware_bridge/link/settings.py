@@ -14,9 +14,11 @@ _PARAMETERS = struct.Struct("<4B9I")
 class LinkSettings(BaseModel):
     """Counts are encoder counts; distances run from the photo-eye along the belt, for a part's leading edge."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    port: str = Field(title="Serial port", description="Device of the reject controller, e.g. /dev/ttyACM0")
+    port: str = Field(
+        pattern=r"^[^\p{Cc}]+$", title="Serial port", description="Device of the reject controller, e.g. /dev/ttyACM0"
+    )
     baud: int = Field(
         115200, title="Baud rate", description="8N1", json_schema_extra={"unit": "baud"}, ge=9600, le=4_000_000
     )

@@ -6,10 +6,20 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 TopicLevel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
 """One level of a topic (site, line, station): letters, digits, `_`, `-`, `.`, so never a wildcard, a slash or a `$`."""
+
+
+def _named(value: object) -> object:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("must name a file")
+    return value
+
+
+FileName = Annotated[Path, BeforeValidator(_named), Field(strict=False)]
+"""A path, written as a string that is not empty."""
 
 
 def on_loopback(host: str) -> bool:
@@ -22,7 +32,7 @@ def on_loopback(host: str) -> bool:
 class MqttSettings(BaseModel):
     """The broker, and how to reach it. TLS and credentials are the default unless the broker is on loopback."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     host: str = Field("localhost", min_length=1, title="Broker", description="host name or address of the broker")
     port: int = Field(0, ge=0, le=65535, title="Port", description="TCP port; 0 = 8883 with TLS, 1883 without")
@@ -32,13 +42,15 @@ class MqttSettings(BaseModel):
     tls: bool | None = Field(
         None, title="TLS", description="encrypt and verify the broker; unset = yes, except on loopback"
     )
-    ca_file: Path | None = Field(
+    ca_file: FileName | None = Field(
         None, title="CA certificates", description="PEM file that signs the broker's certificate; unset = the system's"
     )
-    cert_file: Path | None = Field(None, title="Client certificate", description="PEM file; needs key_file")
-    key_file: Path | None = Field(None, title="Client key", description="PEM file, readable by the service user only")
+    cert_file: FileName | None = Field(None, title="Client certificate", description="PEM file; needs key_file")
+    key_file: FileName | None = Field(
+        None, title="Client key", description="PEM file, readable by the service user only"
+    )
     username: str | None = Field(None, title="User", description="user name of this box at the broker")
-    password_file: Path | None = Field(
+    password_file: FileName | None = Field(
         None, title="Password file", description="file whose first line is the password; never written to a log"
     )
     anonymous: bool = Field(

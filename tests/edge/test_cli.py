@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import time
 import types
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -79,6 +82,36 @@ def test_a_missing_extra_prints_its_install_line(
     monkeypatch.setattr(edge.cli, "entry_points", lambda group: missing)
     assert edge.cli.main(["compile"]) == 3
     assert "pip install 'beltline[compile]'" in capsys.readouterr().err
+
+
+def test_a_known_error_is_json_too_where_json_was_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(json: bool = False) -> None:
+        raise BeltlineError("no room")
+
+    install(monkeypatch, fail=fail)
+    assert edge.cli.main(["fail", "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"error": "no room"}
+    assert told.err == "beltline fail: no room\n"
+
+
+@pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("command", [["run", "none.toml"], ["doctor"], ["compile", "none", "-o", "x.bundle"]])
+def test_an_early_interruption_is_one_line(command: list[str], delay_s: float, tmp_path: Path) -> None:
+    """At any moment after the interpreter is up; a fast command may have ended by itself."""
+    begun = f"import os, sys; from edge.cli import main; os.write(1, b'.'); sys.exit(main({command!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", begun], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=30)
+    assert b"Traceback" not in words
+    assert process.returncode in (0, 1, 2, 130)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,13 +7,15 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge.control import ControlError, ControlServer, ask
-from edge.lock import LockError
+from edge.lock import LockError, hold
 
 
 def refuse() -> None:
@@ -50,6 +52,57 @@ def test_requests_are_answered_and_refusals_say_why(server: Path) -> None:
         ask(server, "jog-gate")
     with pytest.raises(ControlError, match="there are: status, ack, jog-gate"):
         ask(server, "explode")
+
+
+def test_a_request_that_waited_is_not_carried_out(tmp_path: Path) -> None:
+    """Who asked a stopped station has given up: its acknowledgement must not start the belt when it goes on."""
+    done: list[str] = []
+    path = tmp_path / "control.sock"
+    server = ControlServer(path, {"ack": lambda: done.append("ack"), "status": lambda: "well"})
+    server.open()
+    old = time.monotonic_ns() - 1_100_000_000
+    for at in (old, time.monotonic_ns() + 1_000_000_000, "now", None, True):
+        answer = raw(path, json.dumps({"do": "ack", "at_ns": at}).encode() + b"\n")
+        assert not answer["ok"]
+        assert "too old" in str(answer["error"])
+    assert raw(path, b'{"do": "ack"}\n')["ok"] is False
+    assert done == []
+    assert raw(path, json.dumps({"do": "status", "at_ns": old}).encode() + b"\n") == {"ok": True, "reply": "well"}
+    assert ask(path, "ack") is None
+    assert done == ["ack"]
+    server.close()
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"7", b'{"ok": 1}', b'{"ok": true}', b"[" * 50_000, b""])
+def test_an_answer_that_is_none_of_ours_is_said(tmp_path: Path, answer: bytes) -> None:
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen(1)
+
+        def reply() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer + b"\n")
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        with pytest.raises(ControlError, match=r"no beltline station|broke off"):
+            ask(path, "status")
+        thread.join()
+
+
+def test_a_station_that_hangs_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.control.TIMEOUT_S", 0.2)
+    path = tmp_path / "control.sock"
+    lock = hold(path, "taken")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(path))
+        silent.listen(1)
+        with pytest.raises(ControlError, match="a station runs here and does not answer"):
+            ask(path, "status")
+    lock.close()
 
 
 def test_only_owner_and_group_may_ask(server: Path) -> None:
