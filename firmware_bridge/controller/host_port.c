@@ -21,7 +21,8 @@
  *
  * Every count between two ticks is stepped singly, as encoder interrupts would do, with its time interpolated, so the
  * outputs are exact in counts however the operating system schedules. When the socket closes, the outputs are gone:
- * the belt de-energises them. Order within a wake-up: serial bytes, pins, tick.
+ * the belt de-energises them, and is told the gate's state again when it is back. A belt that takes no answers while
+ * more edges gather than one holds, or that sends what is no tick, is dropped, and the encoder with it. Order within a wake-up: serial bytes, pins, tick.
  *
  * It plays a microcontroller, so it asks for real-time priority, and goes on without where that is not permitted.
  */
@@ -62,6 +63,7 @@ struct host {
     size_t tx_length;
     uint8_t answer[6 + MAX_EDGES * EDGE_BYTES];
     uint16_t edges;
+    bool pins_bad;
     uint32_t pins_count;
     uint64_t pins_us;
     bool pins_known;
@@ -103,7 +105,11 @@ static bool io_send(void *user, const uint8_t *bytes, size_t length)
 
 static void add_edge(struct host *host, uint8_t kind, bool level, uint32_t a, uint32_t b)
 {
+    if (host->pins < 0) {
+        return;
+    }
     if (host->edges == MAX_EDGES) {
+        host->pins_bad = true;
         return;
     }
     uint8_t *at = host->answer + 6 + host->edges++ * EDGE_BYTES;
@@ -226,12 +232,15 @@ static void send_serial(struct host *host)
 
 static void drop_pins(struct host *host)
 {
+    if (host->pins_bad) {
+        fprintf(stderr, "host_port: %s: pins dropped: no tick, or more edges than one answer holds\n", host->pins_path);
+    }
     close(host->pins);
     host->pins = -1;
     host->pins_known = false;
+    host->pins_bad = false;
     host->edges = 0;
     rc_encoder_lost(&host->rc);
-    host->edges = 0;
 }
 
 static void connect_pins(struct host *host, uint64_t now)
@@ -285,6 +294,7 @@ static void handle_tick(struct host *host, const uint8_t *tick, size_t length)
 {
     uint16_t edges = length < 18 ? 0 : wire_get_u16(tick + 16);
     if (length < 18 || length != 18 + 13u * edges) {
+        host->pins_bad = true;
         return;
     }
     if (!host->pins_known) { /* the eye's level first: a part that lies under it has no known leading edge */
@@ -295,6 +305,7 @@ static void handle_tick(struct host *host, const uint8_t *tick, size_t length)
         if (edges > 0) {
             rc_eye(&host->rc, tick[18 + 13u * (edges - 1u) + 12] != 0, (uint32_t)host->pins_us);
         }
+        io_gate(host, host->rc.gate_energised, host->rc.gate_release, host->rc.gate_hold);
         rc_encoder(&host->rc, count, (uint32_t)host->pins_us);
     } else {
         for (uint16_t i = 0; i < edges; i++) {
@@ -329,6 +340,10 @@ static void receive_pins(struct host *host)
         }
         handle_tick(host, tick, (size_t)length);
         rc_tick(&host->rc);
+        if (host->pins_bad) {
+            drop_pins(host);
+            return;
+        }
         send_answer(host, wire_get_u32(tick));
     }
 }
@@ -352,6 +367,18 @@ static void wake_up(struct host *host)
     }
     receive_pins(host);
     rc_tick(&host->rc);
+    if (host->pins_bad) {
+        drop_pins(host);
+    }
+}
+
+static bool parse_number(const char *text, int base, uint32_t *number)
+{
+    char *end;
+    errno = 0;
+    unsigned long value = strtoul(text, &end, base);
+    *number = (uint32_t)value;
+    return errno == 0 && end != text && *end == '\0' && value <= 0xFFFFFFFFu;
 }
 
 int main(int argc, char **argv)
@@ -359,6 +386,7 @@ int main(int argc, char **argv)
     static struct host host;
     uint32_t epoch = 0;
     bool epoch_given = false;
+    bool understood = argc % 2 == 1;
     host.pins = -1;
     host.baud = 115200;
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -367,13 +395,15 @@ int main(int argc, char **argv)
         } else if (strcmp(argv[i], "--pins") == 0) {
             host.pins_path = argv[i + 1];
         } else if (strcmp(argv[i], "--baud") == 0) {
-            host.baud = (uint32_t)strtoul(argv[i + 1], NULL, 10);
+            understood = understood && parse_number(argv[i + 1], 10, &host.baud);
         } else if (strcmp(argv[i], "--epoch") == 0) {
-            epoch = (uint32_t)strtoul(argv[i + 1], NULL, 16);
+            understood = understood && parse_number(argv[i + 1], 16, &epoch);
             epoch_given = true;
+        } else {
+            understood = false;
         }
     }
-    if (host.link_path == NULL || host.pins_path == NULL || host.baud == 0 || argc % 2 == 0) {
+    if (!understood || host.link_path == NULL || host.pins_path == NULL || host.baud == 0) {
         fprintf(stderr, "usage: host_port --link PATH --pins PATH [--baud N] [--epoch HEX]\n");
         return 2;
     }
