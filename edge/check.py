@@ -11,6 +11,7 @@ from edge.bundle import Bundle, read_bundle
 from edge.control import occupied
 from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
+from edge.journal_file import unusable
 from edge.lock import is_held
 from edge.reject import describe, too_slow
 from edge.scorer import Scorer, choose_scorer, measure_ms, slow_step_ms
@@ -66,7 +67,7 @@ def _bundle(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
-    [graph_ms] = measure_ms(scorer)
+    graph_ms = measure_ms(scorer)
     yield Finding("graph", f"{scorer.graph}, {graph_ms:.1f} ms here, gives its golden answers")
     if problem := too_slow(settings.reject, slow_step_ms(scorer)):
         yield Finding("step limit", problem, ok=False)
@@ -124,6 +125,8 @@ def _writable(key: str, file: Path) -> Finding:
 
 
 def _journal(key: str, file: Path) -> Finding:
+    if problem := unusable(file):
+        return Finding(key, f"{problem} Or set [paths] journal.", ok=False)
     if is_held(file):
         return Finding(key, f"{file}: a station is running and writes this journal", ok=False)
     return _writable(key, file)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from edge.bundle import Bundle, GraphName
 from edge.reject import describe
-from edge.scorer import Scorer, ScorerError, prefer
+from edge.scorer import Scorer, ScorerError, preferred
 from edge.settings import Settings
 from firmware_bridge.mqtt.identity import client_id
 from firmware_bridge.mqtt.session import Session
@@ -30,6 +30,7 @@ ENOUGH_DISK_BYTES = 2 * 10**9
 BROKER_PATIENCE_NS = 8_000_000_000
 OLDEST_SYSTEMD = 249
 MEASURE_NS, MEASURE_AT_LEAST = 1_500_000_000, 50
+WORTH_TELLING = 1.1  # times as slow as another graph
 INT8_ON_X86 = {
     "avx512_vnni": "AVX-512 VNNI: INT8 products are exact and run at full speed",
     "avx_vnni": "AVX-VNNI: INT8 products are exact and run at full speed",
@@ -271,7 +272,10 @@ def graphs(bundle: Bundle, wanted: GraphName | Literal["auto"] = "auto", threads
     elif wanted != "auto":
         yield Finding("bundle", "would run", f"none: graph '{wanted}' cannot be trusted on this box", "missing")
     elif medians:
-        yield Finding("bundle", "would run", f"graph {prefer(medians)}: a reduced one unless float is clearly faster")
+        name, fastest = preferred(medians)[0], min(medians, key=lambda name: medians[name])
+        better = medians[name] > WORTH_TELLING * medians[fastest]
+        hint = f'; {fastest} is faster here: set graph = "{fastest}" in [bundle]' if better else ""
+        yield Finding("bundle", "would run", f"graph {name}{hint}", "note" if better else "ok")
     else:
         yield Finding("bundle", "would run", "none: no graph can be trusted on this box", "missing")
 

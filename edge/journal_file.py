@@ -14,9 +14,12 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
+
+from edge.lock import lock_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ INSERT_OUTCOME = (
     f"INSERT OR IGNORE INTO outcome ({', '.join(OUTCOME_COLUMNS)}) "  # noqa: S608 - constants
     f"VALUES ({', '.join('?' * len(OUTCOME_COLUMNS))})"
 )
+SQLITE_MAGIC = b"SQLite format 3\0"
 Write = tuple[str, tuple[Any, ...]]
 INSERT_TRIGGER = (
     "INSERT OR IGNORE INTO trigger SELECT ?1, ?2, ?3, ?4, ?5, NULL "
@@ -65,6 +69,33 @@ WITH RECURSIVE known(epoch) AS (
     SELECT (SELECT min(epoch) FROM {0} WHERE epoch > known.epoch) FROM known WHERE known.epoch IS NOT NULL)
 SELECT epoch, (SELECT max(part) FROM {0} WHERE {0}.epoch = known.epoch) FROM known WHERE epoch IS NOT NULL
 """  # by the index alone: the journal grows for years, a start may not
+
+
+def unusable(path: Path) -> str | None:
+    """Why no journal can ever be at `path`, in words; None where one is, was or may be, on a healthy disk or not.
+
+    What is there and is no journal is somebody's: it must not be written over, nor moved aside. A journal that was
+    damaged beyond its first bytes is known by the lock beside it, which only a station makes.
+    """
+    try:
+        if not path.exists():
+            return None if path.parent.is_dir() else f"{path}: the folder {path.parent} does not exist. Create it."
+        if not path.is_file():
+            return f"{path}: a folder or device, no file."
+        with path.open("rb") as file:
+            start = file.read(len(SQLITE_MAGIC))
+        if not start or (start != SQLITE_MAGIC and lock_of(path).exists()):
+            return None
+        if start == SQLITE_MAGIC:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+                tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables or "journal" in tables:
+                return None
+    except PermissionError:
+        return f"{path}: not permitted. Give this user the right to read and write it."
+    except (OSError, sqlite3.Error):
+        return None  # the disk's trouble: the station inspects on, and tries again
+    return f"{path}: some other file, no journal of a station. Move it away."
 
 
 class Past(NamedTuple):

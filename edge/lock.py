@@ -1,18 +1,24 @@
 """One process at a time: a lock beside the file that must have one owner, held until it is closed or the process ends.
 
 `flock` on `<file>.lock`. The kernel releases it with the process, however that ends, and keeps it while the process is
-stopped. The lock's file stays behind: who removed it could let two owners in. It is opened for reading alone, so that a
-full or read-only disk does not keep a station from starting again.
+stopped. The lock's file stays behind: who removed it could let two owners in. It is opened for reading alone, and where
+the disk is full or read-only and has none yet, the file itself is locked if it is there: no disk may keep a station
+from starting.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from edge.errors import BeltlineError
+
+log = logging.getLogger(__name__)
 
 
 class LockError(BeltlineError):
@@ -28,17 +34,27 @@ def hold(file: Path, owned: str) -> IO[bytes]:
     """
     place = lock_of(file)
     try:
-        lock = os.fdopen(os.open(place, os.O_RDONLY | os.O_CREAT, 0o640), "rb")
+        lock = os.fdopen(_open(place, file), "rb")
     except OSError as error:
-        raise LockError(
-            f"{place}: {error.strerror}. The folder must exist and be writable: create it, or set [paths]."
-        ) from None
+        raise LockError(f"{file}: {error.strerror}. Its folder must exist and be writable, or set [paths].") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise LockError(owned if isinstance(error, BlockingIOError) else f"{place}: {error.strerror}") from None
     return lock
+
+
+def _open(place: Path, file: Path) -> int:
+    try:
+        return os.open(place, os.O_RDONLY | os.O_CREAT, 0o640)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        log.error("%s: %s; going on without it", place, error.strerror)  # noqa: TRY400 - the message says it all
+    with suppress(OSError):
+        return os.open(file, os.O_RDONLY)
+    return os.memfd_create(file.name)  # nobody can own what nobody can write
 
 
 def is_held(file: Path) -> bool:

@@ -11,8 +11,8 @@ import math
 import statistics
 import time
 import zlib
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Literal, NoReturn
 
 import cv2
 import numpy as np
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 PROVIDER = "CPUExecutionProvider"
 WARM_UP_RUNS, MEASURED_RUNS = 3, 9
 STEP_RUNS = 50
-FLOAT_MUST_WIN = 1.1  # times as fast as a reduced graph, to be taken before it
 ORT_ERRORS = tuple(
     getattr(ort_errors, name)
     for name in (
@@ -194,8 +193,11 @@ class Scorer:
         return picture  # type: ignore[return-value]
 
 
-def choose_scorer(bundle: Bundle, wanted: GraphName | str, threads: int = 1) -> Scorer:
-    """The scorer for a graph, or for "auto" the preferred one of those that give their golden answers.
+def choose_scorer(bundle: Bundle, wanted: GraphName | Literal["auto"], threads: int = 1) -> Scorer:
+    """The scorer for a graph; for "auto" a reduced graph, and float where none gives its golden answers here.
+
+    Nothing is measured for the choice: each graph has a threshold of its own, which must not change with a restart.
+    `beltline doctor` measures.
 
     Raises:
         ScorerError: the graph is not in the bundle, or cannot be trusted on this box.
@@ -203,48 +205,35 @@ def choose_scorer(bundle: Bundle, wanted: GraphName | str, threads: int = 1) -> 
     """
     offered = [name for name, graph in bundle.manifest.graphs.items() if graph.runtime == "onnxruntime"]
     if wanted != "auto":
-        for name in offered:
-            if name == wanted:
-                return Scorer(bundle, name, threads)
+        if wanted in offered:
+            return Scorer(bundle, wanted, threads)
         raise ScorerError(
             f"{bundle.path} has no graph '{wanted}' for ONNX Runtime; there are: {', '.join(offered)}. "
             'Set graph = "auto" in [bundle].'
         )
-    usable: list[Scorer] = []
     problems: list[str] = []
-    for name in offered:
+    for name in preferred(offered):
         try:
-            scorer = Scorer(bundle, name, threads)
-        except ScorerError as error:
+            return Scorer(bundle, name, threads)
+        except ScorerError as error:  # noqa: PERF203 - two turns
             log.warning("graph '%s' is not used: %s", name, error)
             problems.append(str(error))
-            continue
-        usable.append(scorer)
-    if not usable:
-        raise ScorerError(f"{bundle.path}: no graph can be used on this box: {' '.join(problems)}")
-    times_ms = {scorer.graph: ms for scorer, ms in zip(usable, measure_ms(*usable), strict=True)}
-    chosen = prefer(times_ms)
-    measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times_ms.items())
-    log.info("graph '%s' chosen: %s; a reduced graph unless float is over 10 %% faster", chosen, measured)
-    return next(scorer for scorer in usable if scorer.graph == chosen)
+    raise ScorerError(f"{bundle.path}: no graph can be used on this box: {' '.join(problems)}")
 
 
-def prefer(times_ms: Mapping[GraphName, float]) -> GraphName:
-    """The fastest reduced graph, unless float is clearly faster: thresholds must not change with a restart."""
-    reduced = [name for name in times_ms if name != "float"]
-    best = min(reduced, key=lambda name: times_ms[name]) if reduced else "float"
-    return "float" if "float" in times_ms and times_ms["float"] * FLOAT_MUST_WIN < times_ms[best] else best
+def preferred(graphs: Iterable[GraphName]) -> list[GraphName]:
+    """Reduced graphs first: the order in which "auto" tries them."""
+    return sorted(graphs, key=lambda name: name == "float")
 
 
-def measure_ms(*scorers: Scorer) -> list[float]:
-    """Median time of each graph on a golden input, milliseconds; in turns, so that a busy moment meets all alike."""
-    times_ms: list[list[float]] = [[] for _ in scorers]
+def measure_ms(scorer: Scorer) -> float:
+    """Median time of the graph on golden inputs, milliseconds."""
+    times_ms = []
     for _ in range(MEASURED_RUNS):
-        for scorer, own_ms in zip(scorers, times_ms, strict=True):
-            start_ns = time.perf_counter_ns()
-            scorer.self_test()
-            own_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
-    return [statistics.median(own_ms) for own_ms in times_ms]
+        start_ns = time.perf_counter_ns()
+        scorer.self_test()
+        times_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
+    return statistics.median(times_ms)
 
 
 def slow_step_ms(scorer: Scorer) -> float:

@@ -51,7 +51,7 @@ class BundleChoice(Table):
     graph: Literal["auto", "float", "int8"] = Field(
         "auto",
         title="Graph",
-        description="auto = int8 where the bundle has it, unless float is over 10 % faster here; measured at start-up",
+        description="auto = int8 where the bundle has it and its golden answers come out here; see `beltline doctor`",
     )
     recipe: str = Field(
         "default", pattern=r"^[^\p{Cc}]{1,100}$", title="Recipe", description="name that goes into every verdict"

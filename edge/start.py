@@ -12,6 +12,7 @@ from edge.bench import BenchPath
 from edge.bundle import read_bundle
 from edge.control import ControlServer
 from edge.journal import Journal
+from edge.journal_file import unusable
 from edge.judge import Judge, Judged
 from edge.lock import hold
 from edge.reject import make_path, too_slow
@@ -51,6 +52,8 @@ def started(
         journal_file = settings.paths.journal
         if bench and "journal" not in settings.paths.model_fields_set:
             journal_file = Path(stack.enter_context(TemporaryDirectory(prefix="beltline-bench-"))) / "journal.db"
+        if problem := unusable(journal_file):
+            raise SettingsError(f"{problem} Or set [paths] journal.")
         owned = f"{journal_file}: another station is running and writes this journal. Stop it, or set [paths] journal."
         stack.enter_context(hold(journal_file, owned))
         journal = Journal(journal_file, dry_run=dry_run or bench, keep=settings.paths.journal_parts)

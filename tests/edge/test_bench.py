@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 
-def beltline(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge.cli", *map(str, arguments)]
+def beltline(*arguments: str | Path, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, "-m", "edge.cli", *map(str, arguments)]
     return subprocess.run(
         command, env=os.environ | {"COLUMNS": "400"}, capture_output=True, text=True, timeout=60, check=False
     )
@@ -104,8 +104,7 @@ def test_a_damaged_bundle_is_one_clear_line(station_file: Path, tmp_path: Path) 
 
 def test_outcomes_that_never_reached_the_disk_are_a_failure(station_file: Path) -> None:
     station_file.write_text(station_file.read_text() + '[paths]\njournal = "journal.db"\n')
-    station_file.with_name("journal.db").mkdir()  # no file can be there: the disk refuses from first to last
-    done = beltline("run", station_file, "--json")
+    done = beltline("run", station_file, "--json", before=["prlimit", "--fsize=0"])  # a full disk, from first to last
     assert done.returncode == 1
     assert json.loads(done.stdout.splitlines()[4])["counters"]["trigger"] == 4
     assert "journal.db: 12 writes (triggers, verdicts, outcomes) are lost" in done.stderr

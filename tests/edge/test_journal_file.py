@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from edge.journal import Journal
+from edge.journal_file import unusable
+from edge.lock import hold
 from edge.outbox import Outbox
 from edge.tally import journal_rows
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason
@@ -49,9 +53,8 @@ def test_the_file_stops_growing(file: Path) -> None:
     settle(journal, 9, range(1, 3001))
     journal.close()
     assert file.stat().st_size <= 1.2 * size
-    with sqlite3.connect(file) as database:
+    with closing(sqlite3.connect(file)) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
 
 
 def test_a_journal_that_kept_more_is_shortened_bit_by_bit(file: Path) -> None:
@@ -71,3 +74,40 @@ def test_what_went_before_it_was_sent_is_counted(file: Path) -> None:
     assert (row["epoch"], row["part"]) == (8, 1501)
     assert outbox.counters["dropped_backlog"] == 2500
     outbox.close()
+
+
+def foreign_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE photos (name TEXT)")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: path.mkdir(), "a folder or device"),
+        (lambda path: path.symlink_to("/dev/full"), "a folder or device"),
+        (lambda path: path.write_bytes(b"a bundle, or somebody's thesis"), "some other file"),
+        (foreign_database, "some other file"),
+    ],
+)
+def test_what_is_somebody_elses_is_never_taken_for_a_journal(
+    tmp_path: Path, make: Callable[[Path], object], why: str
+) -> None:
+    path = tmp_path / "thesis"
+    make(path)
+    assert why in str(unusable(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "the folder" in str(unusable(tmp_path / "nowhere" / "journal.db"))
+
+
+def test_a_journal_stays_one_when_it_is_damaged(file: Path) -> None:
+    assert unusable(file) is None
+    assert unusable(file.with_name("new.db")) is None
+    hold(file, "taken").close()
+    raw = bytearray(file.read_bytes())
+    for damage in (bytes(100) + raw[100:], raw[:5000], b"", raw[:100] + bytes(4000) + raw[4100:]):
+        file.write_bytes(damage)
+        assert unusable(file) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -41,6 +42,29 @@ def test_one_owner_until_it_ends_however_it_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["nowhere", "file"])
 def test_a_folder_that_cannot_hold_it_is_named(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LockError, match=rf"{folder}/journal\.db\.lock: .*folder must exist.*\[paths\]"):
+    with pytest.raises(LockError, match=rf"{folder}/journal\.db: .*folder must exist.*\[paths\]"):
         hold(tmp_path / folder / "journal.db", "")
     assert not is_held(tmp_path / folder / "journal.db")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_read_only_disk_keeps_no_station_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    file = tmp_path / "journal.db"
+    if there:
+        file.touch()
+    really_open = os.open
+
+    def read_only(path: Path, flags: int, *more: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return really_open(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    lock = hold(file, "taken")
+    if there:
+        with pytest.raises(LockError, match="taken"):
+            hold(file, "taken")
+    lock.close()
+    hold(file, "taken").close()

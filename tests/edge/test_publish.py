@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def test_a_publisher_that_is_killed_again_and_again_loses_nothing(
 
 
 def identity(journal: Path) -> str:
-    with sqlite3.connect(journal) as database:
+    with closing(sqlite3.connect(journal)) as database:
         return str(database.execute("SELECT identity FROM journal").fetchone()[0])
 
 
@@ -313,7 +314,7 @@ def test_what_falls_off_the_bound_is_counted_for_good(mosquitto: Any, subscribe:
 
 def test_rows_removed_before_they_were_sent_are_counted(journal: Journal, tmp_path: Path) -> None:
     write(journal, range(1, 21))
-    with sqlite3.connect(journal.path) as database:
+    with closing(sqlite3.connect(journal.path)) as database, database:
         database.execute("DELETE FROM outcome WHERE id <= 15")
     outbox = Outbox(journal.path, tmp_path / "cursor", 1000)
     row = outbox.next_row()
@@ -328,7 +329,7 @@ def test_a_damaged_row_is_skipped_and_counted_and_the_next_one_goes(
     mosquitto: Any, subscribe: Any, journal: Journal
 ) -> None:
     write(journal, range(1, 7))
-    with sqlite3.connect(journal.path) as database:
+    with closing(sqlite3.connect(journal.path)) as database, database:
         database.execute("UPDATE outcome SET times_ms = 'x' WHERE id = 1")
         database.execute("UPDATE outcome SET decision = 'MAYBE' WHERE id = 3")
         database.execute("UPDATE outcome SET wall_ns = 9e300 WHERE id = 4")

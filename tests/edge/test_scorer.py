@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from edge.bundle import Source, read_bundle
 from edge.front_end import FrameError, rgb
-from edge.scorer import BadScoreError, Scorer, ScorerError, choose_scorer, prefer
+from edge.scorer import BadScoreError, Scorer, ScorerError, choose_scorer
 
 MakeBundle = Callable[..., Path]
 
@@ -71,25 +71,14 @@ def with_another_map(graph: bytes) -> bytes:
     return data
 
 
-def test_auto_is_no_toss_between_graphs_that_are_equally_fast(
-    make_bundle: MakeBundle, tiny: SimpleNamespace, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    bundle = read_bundle(make_bundle(graphs={"float": with_copies(tiny.graph(), 400), "int8": tiny.graph()}))
-    assert choose_scorer(bundle, "auto").graph == "int8"
-    assert "graph 'int8' chosen: float" in caplog.text
-    slow = read_bundle(make_bundle(graphs={"float": tiny.graph(), "int8": with_copies(tiny.graph(), 400)}))
-    assert choose_scorer(slow, "auto").graph == "float"
-
-
-@pytest.mark.parametrize(
-    ("float_ms", "int8_ms", "wanted"),
-    [(16.03, 16.53, "int8"), (16.53, 16.03, "int8"), (10.0, 10.9, "int8"), (10.0, 11.1, "float"), (30.0, 9.0, "int8")],
-)
-def test_float_is_preferred_only_where_it_is_clearly_faster(float_ms: float, int8_ms: float, wanted: str) -> None:
-    assert prefer({"float": float_ms, "int8": int8_ms}) == wanted
-    assert prefer({"float": float_ms}) == "float"
-    assert prefer({"int8": int8_ms}) == "int8"
+def test_auto_takes_the_reduced_graph_whatever_the_clock_says(make_bundle: MakeBundle, tiny: SimpleNamespace) -> None:
+    """Each graph has its own threshold: a busy moment at the start must not decide verdicts."""
+    for graphs in (
+        {"float": with_copies(tiny.graph(), 400), "int8": tiny.graph()},
+        {"float": tiny.graph(), "int8": with_copies(tiny.graph(), 400)},
+    ):
+        assert choose_scorer(read_bundle(make_bundle(graphs=graphs)), "auto").graph == "int8"
+    assert choose_scorer(read_bundle(make_bundle(graphs={"float": tiny.graph()})), "auto").graph == "float"
 
 
 def test_auto_takes_none_that_breaks_its_promise(
