@@ -1,20 +1,31 @@
-"""Encoded pictures become arrays: the one place on the box where OpenCV's BGR order is turned into RGB.
+"""Encoded pictures become arrays: the one place where OpenCV's BGR order is turned into RGB.
 
-OpenCV decodes a truncated file in silence as a half-grey picture, so the end markers are looked for first. Orientation
-tags are ignored: a part lies as the camera saw it. Alpha is dropped.
+OpenCV shows what is left of a damaged file as a picture, and the decoder's warnings go to stderr only. So a JPEG is
+decoded by simplejpeg, where each warning of libjpeg-turbo is an error (the pixels are the same), and the checksums of a
+PNG are tested first. What remains: a JPEG has no checksum, so damage of a few bytes, after which the decoder falls back
+into step, gives no warning; BMP and TIFF show damaged samples as they are. Orientation tags are ignored: a part lies
+as the camera saw it. Alpha is dropped.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from edge.front_end import FrameError
 
 Picture = NDArray[np.uint8] | NDArray[np.uint16]
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MOST_JPEG_PIXELS = 2**27  # a damaged header may ask for 13 GB
+
+# What OpenCV logs by itself names no file and no device; who calls it says the same with a name.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def rgb_from_opencv(image: NDArray[Any]) -> Picture:
@@ -37,6 +48,8 @@ def decode(data: bytes) -> Picture:
         FrameError: empty, truncated, damaged, not a picture, or of another sample type.
 
     """
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg(data)
     if problem := _incomplete(data):
         raise FrameError(problem)
     try:
@@ -48,14 +61,40 @@ def decode(data: bytes) -> Picture:
     return rgb_from_opencv(image)
 
 
+def _jpeg(data: bytes) -> Picture:
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours in ("CMYK", "YCCK"):
+            raise FrameError(f"{colours} colours; a grey or RGB JPEG is read")
+        if height * width > MOST_JPEG_PIXELS:
+            raise FrameError(f"{width}x{height} pixels; a JPEG of at most {MOST_JPEG_PIXELS} pixels is read")
+        picture: Picture = simplejpeg.decode_jpeg(data, "GRAY" if colours == "Gray" else "RGB")
+    except FrameError:
+        raise
+    except ValueError as error:
+        raise FrameError(f"damaged JPEG ({error})") from error
+    return picture.reshape(height, width) if colours == "Gray" else picture
+
+
 def _incomplete(data: bytes) -> str | None:
     if not data:
         return "empty file"
-    if data.startswith(b"\xff\xd8"):
-        scan = data.rfind(b"\xff\xda")  # the last scan: a thumbnail inside has markers of its own before it
-        return "truncated JPEG: its end is missing" if scan < 0 or data.find(b"\xff\xd9", scan) < 0 else None
-    if data.startswith(b"\x89PNG"):
-        return None if b"IEND" in data[-64:] else "truncated PNG: its end is missing"
+    if data.startswith(PNG_MAGIC):
+        return _png_damage(data)
     if data.startswith(b"BM") and len(data) < int.from_bytes(data[2:6], "little"):
         return "truncated BMP: shorter than its header states"
+    return None
+
+
+def _png_damage(data: bytes) -> str | None:
+    """Walk the chunks (length, type, content, CRC-32 of type and content) up to IEND."""
+    start, kind = len(PNG_MAGIC), b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        end = start + 8 + length
+        if end + 4 > len(data):
+            return "truncated PNG: its end is missing"
+        if zlib.crc32(memoryview(data)[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return f"damaged PNG: the checksum of its part at byte {start} is wrong"
+        start = end + 4
     return None

@@ -63,7 +63,7 @@ def test_what_cannot_be_used_is_named_with_its_reason(flat: Path, photographs, w
         *("words.png", "empty.jpg", "notes.txt", "dangling.png", "black.png"),
         *("short.png", "short.jpg", "short.bmp", "short.tiff"),
     }
-    assert "truncated JPEG" in why["short.jpg"]
+    assert "damaged JPEG" in why["short.jpg"]
     assert "truncated PNG" in why["short.png"]
     assert "truncated BMP" in why["short.bmp"]
     assert "empty" in why["empty.jpg"]
@@ -81,7 +81,7 @@ def test_three_images_are_too_few(tmp_path: Path, photographs, write) -> None:
 def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
     for i in range(30):
         (tmp_path / f"{i}.jpg").write_bytes(b"\xff\xd8 broken")
-    with pytest.raises(DataError, match=r"0 usable.*30 x truncated JPEG"):
+    with pytest.raises(DataError, match=r"0 usable.*30 x damaged JPEG"):
         read_data(tmp_path)
 
 
