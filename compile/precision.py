@@ -1,4 +1,4 @@
-"""Calibrate a trunk for INT8, and find by measurement which of its nodes must stay in float."""
+"""Calibrate a trunk for INT8, and find by measurement which more of its nodes than the first two stay in float."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from compile.quantise import Array, Target, calibrated_tensors, quantised_nodes,
 
 METHOD = "mse"  # of `calibration.ranges`: the range that loses least in mean square
 FEATURE_BUDGET = 0.10  # largest change of the trunk's maps, relative to their spread, that is left to the head
-FREE_FLOAT = 2  # nodes: the stem and the first depthwise convolution, in float as fast as in INT8 and the most harmful
-MOST_FLOAT = 4  # nodes, those included
+FREE_FLOAT = 2  # nodes: the stem and the first depthwise convolution, always; in float they are as fast as in INT8
+MOST_FLOAT = 4  # nodes, those included; the others are chosen by the harm that rounding each alone does
 PROBES = 4  # pictures on which single nodes are measured
 
 
@@ -83,6 +83,9 @@ def render_accurately(
     tick: Callable[[int, int], None] | None = None,
 ) -> Rendering:
     """Render a trunk for a target, with as few nodes in float as bring its maps within the feature budget.
+
+    At most MOST_FLOAT: where those do not suffice, the change stays over the budget, and what the scores make of it
+    decides (`compile.proof`).
 
     The last pictures are only measured on, where there are enough; the weights are fitted on the others.
     """

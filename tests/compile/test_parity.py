@@ -12,6 +12,7 @@ from compile.parity import (
     Scored,
     check_behaviour,
     check_float,
+    false_reject_shift,
     image_auroc,
     judge_reduced,
     score_all,
@@ -116,8 +117,8 @@ def scores(shift: float, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def judge(shift: float, noise: float, *, labelled: bool):
     full, reduced, truth = scores(shift, noise)
-    good = (full[~truth], reduced[~truth])
-    return judge_reduced(full, reduced, truth, (2.0, 2.0 + shift), good, labelled=labelled)
+    moved = false_reject_shift(full[~truth], reduced[~truth], np.arange(200), 0.05)
+    return judge_reduced(full, reduced, truth, shift=moved, labelled=labelled)
 
 
 def test_a_shift_that_the_own_threshold_follows_costs_nothing() -> None:
@@ -126,6 +127,23 @@ def test_a_shift_that_the_own_threshold_follows_costs_nothing() -> None:
     assert found.auroc_loss == pytest.approx(0)
     assert found.spearman == pytest.approx(1)
     assert found.false_reject_shift == 0
+
+
+def test_noise_moves_the_false_rejects_of_parts_that_set_no_threshold() -> None:
+    found = [judge(0.7, noise, labelled=False).false_reject_shift for noise in (0.0, 0.01, 0.3, 3.0)]
+    assert found[0] == 0
+    assert found == sorted(found)
+    assert found[1] < 0.005
+    assert 0.01 < found[3] < 0.05, "what two unrelated graphs show at a target of 0.05 on halves of 100 parts"
+
+
+def test_pictures_of_one_part_set_and_break_a_threshold_together() -> None:
+    full = np.random.default_rng(0).normal(size=50)
+    again = full - 1  # a second picture of each part, the part's lower score
+    pictures, groups = np.concatenate([full, again]), np.tile(np.arange(50), 2)
+    reduced = np.concatenate([full, again + 0.5])
+    assert false_reject_shift(pictures, reduced, groups, 0.1) == 0
+    assert false_reject_shift(pictures, reduced, np.arange(100), 0.1) > 0
 
 
 def test_a_graph_that_gives_up_accuracy_is_refused() -> None:
@@ -141,11 +159,11 @@ def test_the_point_estimate_decides_and_not_the_interval() -> None:
     full = np.concatenate([np.arange(20.0), 30 + np.arange(20.0)])
     reduced = full.copy()
     reduced[20] = 9.5
-    found = judge_reduced(full, reduced, np.arange(40) >= 20, (25.0, 25.0), (full[:20], reduced[:20]), labelled=True)
+    found = judge_reduced(full, reduced, np.arange(40) >= 20, shift=0.0, labelled=True)
     low, high = found.auroc_loss_interval
     assert low <= AUROC_BUDGET < found.auroc_loss < high
     assert not found.kept
-    better = judge_reduced(reduced, full, np.arange(40) >= 20, (25.0, 25.0), (full[:20], reduced[:20]), labelled=True)
+    better = judge_reduced(reduced, full, np.arange(40) >= 20, shift=0.0, labelled=True)
     assert better.kept, "what a reduced graph gains is no loss"
 
 
