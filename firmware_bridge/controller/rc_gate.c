@@ -10,7 +10,9 @@
 void rc_gate_unproven(struct reject_controller *rc)
 {
     rc->unproven = true;
-    rc->unproven_until = rc->peak + rc->parameters.gate_distance + rc->parameters.window_after;
+    rc->unproven_count = rc->peak;
+    rc->eye_followed = false;
+    rc->jogging = false;
 }
 
 static void command(struct reject_controller *rc, bool energised, uint32_t release, bool hold)
@@ -33,11 +35,12 @@ void rc_gate_update(struct reject_controller *rc)
     bool proven = false;
     bool blocked = false;
     uint32_t end = rc->virtual_count;
-    if (!rc->parameters_set || !rc->encoder_known) {
+    if (!rc->parameters_set) {
         command(rc, false, rc->count, false);
         return;
     }
-    if (rc->unproven && rc_ahead(rc->virtual_count, rc->unproven_until) >= 0) {
+    uint32_t unproven_end = rc->unproven_count + p->gate_distance + p->window_after;
+    if (rc->unproven && rc_ahead(rc->count, unproven_end) >= 0) {
         rc->unproven = false;
     }
     for (uint32_t i = 0; i < rc->length; i++) {
@@ -55,22 +58,23 @@ void rc_gate_update(struct reject_controller *rc)
             }
         }
     }
-    uint32_t release = end - rc->lead + RELEASE_SLACK;
+    uint32_t release = end - (rc->virtual_count - rc->peak) + RELEASE_SLACK;
+    bool unseen = rc->gate_blind || (rc->unproven && rc_ahead(rc->virtual_count, unproven_end) < 0);
     if (rc->jogging && !proven && !blocked) {
         command(rc, true, rc->peak + p->gate_distance - p->window_before, false);
     } else if (p->inhibit) {
         command(rc, !p->energise_to_reject, release, true);
     } else if (!p->energise_to_reject) {
         command(rc, proven && !blocked, release, false);
-    } else if (rc->unproven) {
+    } else if (unseen) {
         command(rc, blocked || !proven, release, true);
     } else {
         command(rc, blocked, release, false);
     }
 }
 
-/* No count while a proven part is in the gate and the belt should run: the gate must not stand open for what follows
- * unseen. A belt that merely paused costs this one part. */
+/* No count while the gate stands at pass and the belt should run: it must not stand open for what follows unseen. A
+ * belt that merely paused costs the part in the gate. */
 void rc_gate_encoder_silent(struct reject_controller *rc)
 {
     const struct rc_parameters *p = &rc->parameters;
@@ -84,5 +88,6 @@ void rc_gate_encoder_silent(struct reject_controller *rc)
             rc->counters[RC_ENCODER_LOSSES]++;
         }
     }
+    rc->gate_blind = true;
     rc_gate_update(rc);
 }

@@ -191,7 +191,7 @@ static uint8_t jog(struct reject_controller *rc)
     if (!rc->parameters_set) {
         return RC_NO_PARAMETERS;
     }
-    if (rc->length > 0) {
+    if (rc->length > 0 || rc->unproven || rc->eye_candidate) {
         return RC_PARTS_ON_BELT;
     }
     rc->jogging = true;

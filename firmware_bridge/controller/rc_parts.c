@@ -12,7 +12,7 @@ static void settle(struct reject_controller *rc, uint32_t part, uint8_t decision
     outcome->part = part;
     outcome->count = rc->count;
     outcome->decision = decision;
-    outcome->reason = rc->parameters.inhibit ? (uint8_t)RC_DRY_RUN : reason;
+    outcome->reason = reason;
     rc_send_outcome(rc, outcome);
 }
 
@@ -43,14 +43,37 @@ static void send_trigger(struct reject_controller *rc, const struct rc_part *par
     rc_send(rc, RC_TRIGGER, 0, payload, sizeof payload);
 }
 
+/* Nothing else may lie in the gate's window: neither the part before, nor one that nobody follows. The belt may have
+ * swung back before this edge came. */
+static bool follows_too_close(const struct reject_controller *rc, uint32_t count)
+{
+    const struct rc_parameters *p = &rc->parameters;
+    uint32_t since = count - rc->last_trigger_count + RC_REVERSE_LIMIT;
+    return (rc->last_trigger_known && since < p->min_spacing + RC_REVERSE_LIMIT) ||
+           (rc->unproven && rc_ahead(count - p->window_before, rc->unproven_count) < 0);
+}
+
+void rc_parts_condemn_last(struct reject_controller *rc)
+{
+    rc->counters[RC_TOO_CLOSE]++;
+    if (rc->length > 0 && part_at(rc, rc->length - 1)->part >= rc->last_part - 1) {
+        make_fault(part_at(rc, rc->length - 1), RC_OVERRUN);
+    }
+    rc_gate_unproven(rc);
+}
+
 void rc_parts_add(struct reject_controller *rc, uint32_t count, uint32_t at_us)
 {
     struct rc_part part = {++rc->last_part, count, RC_UNDECIDED, 0, false};
-    bool too_close = rc->last_part > 1 &&
-                     (uint32_t)rc_ahead(count, rc->last_trigger_count) < rc->parameters.min_spacing;
-    rc->last_trigger_count = count;
+    bool too_close = follows_too_close(rc, count);
     rc->io.strobe(rc->io.user, rc->epoch, part.part);
     send_trigger(rc, &part, at_us);
+    if (too_close) { /* the gate cannot tell the two apart: neither may pass */
+        rc_parts_condemn_last(rc);
+        make_fault(&part, RC_OVERRUN);
+    }
+    rc->last_trigger_known = true;
+    rc->last_trigger_count = count;
     if (rc->length == RC_REGISTER) {
         rc->counters[RC_OVERRUNS]++;
         rc_gate_unproven(rc); /* nobody follows this part */
@@ -60,23 +83,15 @@ void rc_parts_add(struct reject_controller *rc, uint32_t count, uint32_t at_us)
     if (!rc_permitted(rc)) {
         make_fault(&part, RC_NOT_PERMITTED);
     }
-    if (too_close) { /* the gate cannot tell the two apart: neither may pass */
-        rc->counters[RC_TOO_CLOSE]++;
-        make_fault(&part, RC_OVERRUN);
-        if (rc->length > 0) {
-            make_fault(part_at(rc, rc->length - 1), RC_OVERRUN);
-        }
-    }
+    rc->eye_followed = !too_close;
     *part_at(rc, rc->length) = part;
     rc->length++;
 }
 
 uint8_t rc_parts_decide(struct reject_controller *rc, uint32_t number, uint8_t decision, uint8_t reason)
 {
-    bool accept = decision == RC_ACCEPT;
-    bool reason_of_accept = reason == RC_SCORE_BELOW_THRESHOLD || reason == RC_DRY_RUN;
     if (decision < RC_ACCEPT || decision > RC_FAULT || reason == 0 || reason >= RC_REASONS ||
-        (accept && !reason_of_accept)) {
+        (decision == RC_ACCEPT && reason != RC_SCORE_BELOW_THRESHOLD)) {
         rc->counters[RC_BAD_MESSAGES]++;
         return RC_BAD_VALUE;
     }
@@ -165,6 +180,7 @@ void rc_parts_flush(struct reject_controller *rc, uint8_t reason)
         rc->length--;
         settle(rc, part->part, RC_FAULT, reason);
     }
+    rc->last_trigger_known = false;
     rc_gate_unproven(rc);
     rc_gate_update(rc);
 }

@@ -34,6 +34,7 @@ void rc_latch(struct reject_controller *rc, uint8_t fault)
     switch (fault) {
     case RC_FAULT_ENCODER: /* places are unknown, that of a part just reaching the eye too */
         rc->eye_candidate = false;
+        rc->eye_stable = rc->eye;
         rc_parts_flush(rc, RC_ENCODER);
         break;
     case RC_FAULT_STALLED: /* the outputs stood still meanwhile: nobody knows what passed */
@@ -79,10 +80,25 @@ void rc_wake(struct reject_controller *rc, uint32_t now_us)
     }
 }
 
+/* The belt did not go on: old counts say nothing of its speed, and the gate has moved for a place not yet reached. */
+static void forget_speed(struct reject_controller *rc)
+{
+    rc->ring_length = 0;
+    rc->lead = 0;
+    rc->virtual_count = rc->peak;
+}
+
+static bool paused(const struct reject_controller *rc, uint32_t at_us, uint32_t pause_us)
+{
+    uint32_t last = rc->ring[(rc->ring_next + RC_SPEED_COUNTS - 1) % RC_SPEED_COUNTS];
+    return rc->ring_length == 0 || rc_ahead(at_us, last) > (int32_t)pause_us;
+}
+
 static void measure_speed(struct reject_controller *rc, uint32_t at_us)
 {
-    if (rc->ring_length > 0 && at_us - rc->count_us > RC_STALL_US) {
-        rc->ring_length = 0; /* the belt stood: old counts say nothing of its speed now */
+    uint32_t delay_us = rc->parameters.actuator_delay_us;
+    if (paused(rc, at_us, delay_us < RC_STALL_US ? delay_us : RC_STALL_US)) { /* no count while the gate moved */
+        forget_speed(rc);
     }
     rc->ring[rc->ring_next] = at_us;
     rc->ring_next = (rc->ring_next + 1) % RC_SPEED_COUNTS;
@@ -102,11 +118,8 @@ static void restart_counting(struct reject_controller *rc, uint32_t count)
 {
     rc->count = count;
     rc->peak = count;
-    rc->virtual_count = count;
-    rc->lead = 0;
-    rc->ring_length = 0;
+    forget_speed(rc);
     rc->blind_edges = 0;
-    rc->eye_candidate = false;
 }
 
 static void watch_eye(struct reject_controller *rc)
@@ -122,6 +135,20 @@ static void watch_eye(struct reject_controller *rc)
     rc->eye_stable = rc->eye;
     if (rc->eye_stable) {
         rc_parts_add(rc, rc->eye_count, rc->eye_us);
+    }
+}
+
+/* One part blocks the eye for at most a part's length. What blocks it longer, or was never latched, passes on
+ * unfollowed. */
+static void watch_length(struct reject_controller *rc)
+{
+    if (!rc->eye || !rc->eye_stable) {
+        return;
+    }
+    if (!rc->eye_followed) {
+        rc_gate_unproven(rc);
+    } else if (rc_ahead(rc->count, rc->last_trigger_count) > (int32_t)rc->parameters.window_after) {
+        rc_parts_condemn_last(rc);
     }
 }
 
@@ -151,6 +178,10 @@ void rc_encoder(struct reject_controller *rc, uint32_t count, uint32_t at_us)
     rc->moved_since_permit = true;
     if (rc_ahead(count, rc->peak) <= 0) {
         rc->count_us = at_us;
+        if (rc_ahead(rc->peak, count) == RC_SWING_COUNTS) {
+            forget_speed(rc);
+            rc_gate_update(rc);
+        }
         if (rc_ahead(rc->peak, count) > RC_REVERSE_LIMIT) {
             rc->counters[RC_ENCODER_REVERSALS]++;
             restart_counting(rc, count);
@@ -161,11 +192,14 @@ void rc_encoder(struct reject_controller *rc, uint32_t count, uint32_t at_us)
     rc->peak = count;
     measure_speed(rc, at_us);
     rc->count_us = at_us;
-    if (rc_ahead(count + rc->lead, rc->virtual_count) > 0) {
-        rc->virtual_count = count + rc->lead;
+    int32_t gain = rc_ahead(count + rc->lead, rc->virtual_count);
+    if (gain > 0) { /* two hasty counts are no speed */
+        rc->virtual_count += gain > 1 + RC_LEAD_STEP ? 1u + RC_LEAD_STEP : (uint32_t)gain;
     }
+    rc->gate_blind = false;
     if (rc->parameters_set) {
         watch_eye(rc);
+        watch_length(rc);
         rc_parts_advance(rc);
         rc_gate_update(rc);
     }
@@ -188,13 +222,21 @@ void rc_eye(struct reject_controller *rc, bool blocked, uint32_t at_us)
         rc->eye_candidate = true;
         rc->eye_count = rc->count;
         rc->eye_us = at_us;
+        if (rc->jogging) { /* the gate must be back before this part comes */
+            rc->jogging = false;
+            rc_gate_update(rc);
+        }
     }
     if (rc->blind_edges++ == 0) {
         rc->blind_us = at_us;
     }
-    if (rc->blind_edges >= RC_BLIND_EDGES && at_us - rc->blind_us >= RC_BLIND_US && rc_permitted(rc)) {
-        rc->counters[RC_ENCODER_LOSSES]++;
-        rc_latch(rc, RC_FAULT_ENCODER);
+    if (rc->blind_edges >= RC_BLIND_EDGES && at_us - rc->blind_us >= RC_BLIND_US) {
+        if (rc_permitted(rc)) {
+            rc->counters[RC_ENCODER_LOSSES]++;
+            rc_latch(rc, RC_FAULT_ENCODER);
+        } else { /* perhaps somebody's hand, perhaps a part */
+            rc_gate_unproven(rc);
+        }
     }
 }
 
@@ -214,13 +256,21 @@ static void drive_permit(struct reject_controller *rc)
 
 void rc_tick(struct reject_controller *rc)
 {
-    if (!heartbeat_fresh(rc) && (rc->faults & RC_FAULT_HEARTBEAT) == 0 && rc->heartbeat_seen) {
-        rc->counters[RC_HEARTBEATS_LOST]++;
-        rc_latch(rc, RC_FAULT_HEARTBEAT);
+    bool at_pass = rc->gate_energised != (rc->parameters.energise_to_reject != 0);
+    if (rc->heartbeat_seen && !heartbeat_fresh(rc)) {
+        rc->heartbeat_seen = false; /* the clock wraps: old must not become fresh again */
+        if ((rc->faults & RC_FAULT_HEARTBEAT) == 0) {
+            rc->counters[RC_HEARTBEATS_LOST]++;
+            rc_latch(rc, RC_FAULT_HEARTBEAT);
+        }
     }
-    if (rc->gate_energised && !rc->parameters.inhibit && !rc->jogging && rc->moved_since_permit && rc_permitted(rc) &&
+    if (at_pass && !rc->parameters.inhibit && !rc->jogging && rc->moved_since_permit && rc_permitted(rc) &&
         rc_ahead(rc->now_us, rc->count_us) > (int32_t)(rc->parameters.encoder_timeout_ms * 1000u)) {
         rc_gate_encoder_silent(rc);
+    }
+    if (rc->ring_length > 0 && paused(rc, rc->now_us, RC_STALL_US)) {
+        forget_speed(rc);
+        rc_gate_update(rc);
     }
     if (rc->jogging && rc->now_us - rc->jog_us >= RC_JOG_US) {
         rc->jogging = false;

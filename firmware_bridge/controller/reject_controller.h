@@ -2,7 +2,10 @@
  *
  * It latches the encoder count at the photo-eye, numbers the part, tells the box, follows the part by counts in a
  * shift register, and lets it pass the gate only when an ACCEPT for exactly this part arrived before the decision
- * point. Everything else is thrown: silence, doubt, a late answer, a fault.
+ * point. Everything else is thrown: silence, doubt, a late answer, a fault. What the register does not hold, because
+ * it lay on the belt at the start, was flushed by a fault, touches the part before it or found the register full, is
+ * "unproven": until it has passed the gate there is no jog, an output that energises to reject stays energised but for
+ * accepted parts, and a part so close behind that the gate's window reaches over both is a FAULT.
  *
  * A port (board or host process) calls, at every wake-up and in this order: rc_wake, rc_receive for the serial bytes,
  * rc_encoder and rc_eye for the pins in the order in which they moved, rc_tick. Times are microseconds of one
@@ -17,12 +20,16 @@
 
 #include "wire.h"
 
+#ifndef RC_REGISTER
 #define RC_REGISTER 64u         /* parts between the eye and the gate */
+#endif
 #define RC_MEMORY 256u          /* outcomes remembered; a power of two */
 #define RC_SPEED_COUNTS 64u     /* counts over which the speed is measured */
+#define RC_SWING_COUNTS 2       /* a belt that went back so far does not run: its speed is worthless */
 #define RC_REVERSE_LIMIT 32     /* counts a belt may swing back before it is a fault */
 #define RC_PULSE_US 20000u      /* the permit toggles this often */
 #define RC_STALL_US 100000u     /* a gap between wake-ups longer than this is a fault */
+#define RC_LEAD_STEP 4          /* counts by which the lead may grow in one count */
 #define RC_STATUS_US 100000u
 #define RC_JOG_US 200000u
 #define RC_BLIND_EDGES 3u       /* eye edges without one count ... */
@@ -36,8 +43,7 @@ enum rc_reason { /* codes of the wire; the box has the words */
     RC_SCORE_BELOW_THRESHOLD = 1,
     RC_SCORE_ABOVE_THRESHOLD = 2,
     RC_LATE = 3,
-    RC_NO_VERDICT = 4,
-    RC_DRY_RUN = 10,
+    RC_NO_VERDICT = 4, /* 5 to 10 are the box's, or were */
     RC_HEARTBEAT_LOST = 11,
     RC_NOT_PERMITTED = 12,
     RC_OVERRUN = 13,
@@ -115,7 +121,7 @@ struct rc_parameters { /* on the wire: three u8 and one zero byte, then u32 each
     uint32_t min_spacing;
     uint32_t actuator_delay_us;
     uint32_t heartbeat_timeout_ms;
-    uint32_t encoder_timeout_ms; /* silence of the encoder, with the gate set to pass, that throws the part */
+    uint32_t encoder_timeout_ms; /* silence of the encoder, with the gate set to pass, that sets it to reject */
 };
 
 struct rc_part {
@@ -186,18 +192,21 @@ struct reject_controller {
     uint32_t eye_us;
     uint32_t blind_edges;
     uint32_t blind_us;
+    bool eye_followed; /* what blocks the eye is the part that was latched last */
 
     struct rc_part parts[RC_REGISTER]; /* shift register, oldest at head */
     uint32_t head;
     uint32_t length;
     uint32_t last_part;
+    bool last_trigger_known; /* its count belongs to the counts of now */
     uint32_t last_trigger_count;
-    bool unproven; /* unfollowed parts may lie between eye and gate until the belt has moved past this count */
-    uint32_t unproven_until;
+    bool unproven; /* unfollowed parts may lie between eye and gate ... */
+    uint32_t unproven_count; /* ... of which the last had passed the eye at this count */
     struct rc_outcome memory[RC_MEMORY];
 
     bool gate_energised;
     bool gate_hold;
+    bool gate_blind; /* the encoder is silent: nobody knows what comes */
     uint32_t gate_release;
     bool jogging;
     uint32_t jog_us;

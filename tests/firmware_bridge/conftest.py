@@ -141,10 +141,13 @@ class HandBelt:
                 self._pins.tick(self._count, now_us, [EyeEdge(e.count, now_us, e.level) for e in due])
 
     def move(self, counts: int, parts: int = 0, pitch: int = 500) -> None:
-        """Move on; the leading edges of `parts` come a pitch apart, from 10 counts on."""
+        """Move on; the leading edges of `parts` come a pitch apart, from 60 counts on.
+
+        The gate window begins 50 counts ahead of a part: what is nearer to the place of the start was not seen clear.
+        """
         with self._lock:
             for i in range(parts):
-                lead = self._count + 10 + i * pitch
+                lead = self._count + 60 + i * pitch
                 self._edges += [EyeEdge(lead, 0, True), EyeEdge(lead + 250, 0, False)]
             self._target = self._count + counts
         wait_for(lambda: self._count == self._target, 60)

@@ -321,6 +321,9 @@ def test_jog_is_answered_or_says_why_not(line: Any, eventually: Any) -> None:
         station.link.jog_gate()
     line.controller.start()
     station.ready_and_acknowledged()
+    with pytest.raises(RuntimeError, match="between the eye and the gate"):
+        station.link.jog_gate()
+    belt.move(ALL_GONE)
     station.link.jog_gate()
     belt.move(300, parts=1)
     eventually(lambda: len(line.journal.triggers) == 1, 1)
@@ -365,7 +368,7 @@ def test_dry_run_is_visible(line: Any, eventually: Any) -> None:
     belt.move(ALL_GONE, parts=1)
     eventually(lambda: len(line.journal.outcomes) == 1, 1)
     [outcome] = next(iter(line.journal.outcomes.values()))
-    assert (outcome.decision, outcome.reason) == (Decision.REJECT, Reason.DRY_RUN)
+    assert (outcome.decision, outcome.reason) == (Decision.REJECT, Reason.SCORE_ABOVE_THRESHOLD)
 
 
 def test_other_program_on_the_port_is_no_controller(tmp_path: Path, line: Any, eventually: Any) -> None:
