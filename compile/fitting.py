@@ -7,9 +7,12 @@ machine the threads wait for each other for most of the time (measured: 14 times
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import queue
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -90,7 +93,15 @@ def _start_worker(told: Queue[tuple[str, int, int]]) -> None:
     global _told  # noqa: PLW0603 - a queue reaches a worker only at its start
     _told = told
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started the worker ends it
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with(parent: int) -> None:
+    """End when whoever wanted the fit was killed and can end nobody."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _work(fit: Fit) -> bytes:

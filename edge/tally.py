@@ -113,7 +113,7 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
         mine = [by_id.get(PartId(*strobe)) for strobe in part["strobes"]]
         accepted = any(row is not None and row["decision"] == "ACCEPT" for row in mine)
         result.without_outcome += mine.count(None)
-        result.unproven_passed += passed and not accepted
+        result.unproven_passed += passed and not (accepted or any(map(_died_accepted, mine)))
         result.accepted_thrown += accepted and part["gate"] == "thrown" and not part["belt_stopped"]
         digest = _digest(pictures[part["id"]], spec)
         result.wrong_picture += sum(row is not None and row["input_crc32"] not in (None, digest) for row in mine)
@@ -126,6 +126,11 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
             if not passed:
                 result.overkill.append(part["id"])
     return result
+
+
+def _died_accepted(row: Row | None) -> bool:
+    """The station asked for ACCEPT, and what the controller did died with it: where the gate passed, that was it."""
+    return row is not None and row["reason"] == "outcome_unknown" and row["verdict_decision"] == "ACCEPT"
 
 
 def _digest(picture: Path, spec: Input) -> int:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 LIMIT_S = 120
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + LIMIT_S
+def wait_for(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+    end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.05)
@@ -38,10 +38,9 @@ def workers(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_compilation_that_is_interrupted_leaves_nothing(
-    tmp_path: Path, photographs, write, *, number: signal.Signals, code: int
-) -> None:
+@pytest.fixture
+def fitting(tmp_path: Path, photographs, write) -> Iterator[subprocess.Popen[str]]:
+    """A compilation whose fits run."""
     for i, image in enumerate(photographs[:20]):
         write(tmp_path / "good" / f"{i:02}.png", image)
     scratch, output = tmp_path / "scratch", tmp_path / "out"
@@ -57,14 +56,36 @@ def test_a_compilation_that_is_interrupted_leaves_nothing(
     )
     try:
         wait_for(lambda: process.poll() is not None or workers(process.pid) != [], "no fit began")
-        fits = workers(process.pid)
         time.sleep(2)  # the fits run
-        process.send_signal(number)
-        told, said = process.communicate(timeout=20)
+        yield process
     finally:
         process.kill()
-    assert (process.returncode, said) == (code, "beltline compile: interrupted, nothing was written\n")
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_compilation_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, fitting: subprocess.Popen[str], *, number: signal.Signals, code: int
+) -> None:
+    fits = workers(fitting.pid)
+    fitting.send_signal(number)
+    told, said = fitting.communicate(timeout=20)
+    assert (fitting.returncode, said) == (code, "beltline compile: interrupted, nothing was written\n")
     assert json.loads(told) == {"error": "interrupted, nothing was written"}
-    assert list(scratch.glob("beltline-*")) == []
-    assert list(output.iterdir()) == []
+    assert list((tmp_path / "scratch").glob("beltline-*")) == []
+    assert list((tmp_path / "out").iterdir()) == []
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in fits), "a worker lives on")
+
+
+def test_no_fit_outlives_a_compilation_that_is_killed(fitting: subprocess.Popen[str]) -> None:
+    fits = workers(fitting.pid)
+    assert fits
+    fitting.kill()
+    wait_for(lambda: not any(alive(pid) for pid in fits), "a worker lives on", limit_s=10)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

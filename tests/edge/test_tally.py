@@ -30,7 +30,14 @@ class Line:
             self.pictures[str(number)] = path = folder / f"{number}.png"
             assert cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
             decision, reason = REJECT if defective else ACCEPT
-            row = {"epoch": 7, "part": number, "decision": decision, "reason": reason, "recovered": 0}
+            row = {
+                "epoch": 7,
+                "part": number,
+                "decision": decision,
+                "reason": reason,
+                "recovered": 0,
+                "verdict_decision": decision,
+            }
             self.rows.append(row | {"input_crc32": zlib.crc32(picture.tobytes())})
             gate = {"gate": "thrown" if defective else "passed", "belt_stopped": False}
             self.judged.append({"id": str(number), "strobes": [[7, number]], "defective": defective} | gate)
@@ -102,3 +109,11 @@ def test_an_accepted_part_that_was_thrown(line: Line) -> None:
 def test_a_part_that_never_reached_the_gate_is_no_part(line: Line) -> None:
     line.judged[3]["gate"] = "not_reached"
     assert line.count().parts == 3
+
+
+@pytest.mark.parametrize(("asked", "broken"), [("ACCEPT", 0), ("REJECT", 1), ("FAULT", 1), (None, 1)])
+def test_a_part_whose_outcome_died_with_the_controller(line: Line, asked: str | None, broken: int) -> None:
+    line.rows[1] |= {"decision": "FAULT", "reason": "outcome_unknown", "verdict_decision": asked}
+    assert line.count().broken == ["1 parts passed without a proven ACCEPT"] * broken
+    line.rows[1]["reason"] = "late"  # an outcome that the controller did report
+    assert line.count().broken == ["1 parts passed without a proven ACCEPT"]

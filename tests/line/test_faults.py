@@ -68,11 +68,13 @@ def test_killed_station(make_line: Callable[..., Any]) -> None:
     assert any(row["recovered"] for row in line.rows())
 
 
-def test_killed_controller(make_line: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("phase_ms", [0, 35, 70])  # of the 100 ms from part to part
+def test_killed_controller(make_line: Callable[..., Any], phase_ms: int) -> None:
     """The belt stops within 100 ms, and starts only after the acknowledgement; its lost outcomes are named so."""
     line = make_line(60)
     line.rehearsal.ack()
     line.wait_for_outcomes(15)
+    time.sleep(phase_ms / 1000)
     killed_ns = time.monotonic_ns()
     line.rehearsal.kill("controller")
     line.rehearsal.wait_for(lambda: bool(events(line, "stopped")), 2, "the belt did not stop", "belt")
