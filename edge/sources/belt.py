@@ -23,6 +23,7 @@ from edge.front_end import FrameError
 from edge.picture import decode
 from edge.settings import BeltSource
 from edge.sources.source import CaptureError
+from edge.sources.trouble import Trouble
 from firmware_bridge.parts import PartId, Reason, Trigger
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Belt:
         self._arrived = threading.Condition()
         self._pictures: OrderedDict[PartId, Frame | CaptureError] = OrderedDict()
         self._counters: Counter[str] = Counter()
+        self._trouble = Trouble(log, f"belt camera {settings.socket}")
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="grab", daemon=True)
 
@@ -77,6 +79,10 @@ class Belt:
         with self._arrived:
             return dict(self._counters)
 
+    @property
+    def problem(self) -> str:
+        return self._trouble.problem
+
     def _count(self, cause: str) -> None:
         with self._arrived:
             self._counters[cause] += 1
@@ -88,11 +94,12 @@ class Belt:
                 try:
                     camera.connect(str(self._settings.socket))
                     self._count("opened")
+                    self._trouble.over()
                     self._receive(camera)
                     self._count("disconnected")
                 except OSError as error:
-                    log.debug("belt camera %s: %s", self._settings.socket, error)
                     self._count("open_failed")
+                    self._trouble.begins(f"{error.strerror}. Start the simulator.")
             self._closing.wait(RECONNECT_S)
 
     def _receive(self, camera: socket.socket) -> None:

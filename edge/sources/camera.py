@@ -3,12 +3,14 @@
 The time stamp is the driver's, on CLOCK_MONOTONIC (what CAP_PROP_POS_MSEC means for V4L2), minus exposure and readout
 as configured. A picture whose time stamp cannot be (older than a second, in the future, not after its predecessor) is
 dropped and counted: a driver that stamps otherwise gives no pictures rather than wrong ones. After an unplug the device
-is opened again every half second; parts that pass meanwhile are NO_FRAME.
+is opened again every half second; parts that pass meanwhile are NO_FRAME. Each such time is one warning in the log.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -23,6 +25,7 @@ from edge.pairing import Pairing, Rules
 from edge.picture import Picture, rgb_from_opencv
 from edge.settings import CameraSource
 from edge.sources.source import CaptureError
+from edge.sources.trouble import Trouble
 from firmware_bridge.parts import Reason, Trigger
 
 log = logging.getLogger(__name__)
@@ -30,15 +33,34 @@ log = logging.getLogger(__name__)
 RING = 32  # pictures; what waits for its trigger or its turn
 REOPEN_S = 0.5
 OLDEST_STAMP_NS = 1_000_000_000
+ODD_STAMPS = 10  # in a row: no start-up any more
+V4L2_MAJOR = 81  # the kernel's number for video devices
 
 
-def open_v4l2(settings: CameraSource) -> cv2.VideoCapture | None:
-    """The opened device, or None when it is not there, busy, or refuses."""
-    if not settings.device.exists():
-        return None
-    capture = cv2.VideoCapture(str(settings.device), cv2.CAP_V4L2)
+class NoCameraError(Exception):
+    """The device cannot be opened now. The message is the reason and the next step."""
+
+
+def open_v4l2(settings: CameraSource) -> cv2.VideoCapture:
+    """The opened device.
+
+    Raises:
+        NoCameraError: it is not there, no camera, forbidden, busy, or refuses.
+
+    """
+    device = settings.device
+    which = "set device in [source]; `beltline doctor` lists the cameras"
+    try:
+        state = device.stat()
+    except OSError as error:
+        raise NoCameraError(f"{error.strerror}. Plug the camera in, or {which}.") from error
+    if not stat.S_ISCHR(state.st_mode) or os.major(state.st_rdev) != V4L2_MAJOR:
+        raise NoCameraError(f"no V4L2 camera. Change it: {which}.")
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise NoCameraError("not permitted. Let the station's user join the group `video`.")
+    capture = cv2.VideoCapture(str(device), cv2.CAP_V4L2)
     if not capture.isOpened():
-        return None
+        raise NoCameraError(f"busy, or no device that captures. Stop what holds it (fuser -v {device}), or {which}.")
     for key, value in (
         (cv2.CAP_PROP_FRAME_WIDTH, settings.width),
         (cv2.CAP_PROP_FRAME_HEIGHT, settings.height),
@@ -68,6 +90,7 @@ class Camera:
         self._arrived = threading.Condition()
         self._ring: OrderedDict[int, Picture] = OrderedDict()  # exposure start, ns -> picture
         self._counters: Counter[str] = Counter()
+        self._trouble = Trouble(log, f"camera {settings.device}")
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._grab, name="grab", daemon=True)
 
@@ -104,14 +127,20 @@ class Camera:
         with self._arrived:
             return dict(self._counters)
 
+    @property
+    def problem(self) -> str:
+        return self._trouble.problem
+
     def _count(self, cause: str) -> None:
         with self._arrived:
             self._counters[cause] += 1
 
     def _grab(self) -> None:
         while not self._closing.is_set():
-            capture = self._open_capture(self._settings)
-            if capture is None:
+            try:
+                capture = self._open_capture(self._settings)
+            except NoCameraError as error:
+                self._trouble.begins(str(error))
                 self._count("open_failed")
                 self._closing.wait(REOPEN_S)
                 continue
@@ -119,12 +148,12 @@ class Camera:
             self._read(capture)
             capture.release()
             if not self._closing.is_set():
-                log.warning("camera %s: no picture; opening it again", self._settings.device)
+                self._trouble.begins("gives no picture, and is opened again. Look at its plug and its supply.")
                 self._count("disconnected")
                 self._closing.wait(REOPEN_S)
 
     def _read(self, capture: Any) -> None:
-        last_ns = 0
+        last_ns, odd_stamps = 0, 0
         while not self._closing.is_set():
             read, image = capture.read()
             if not read:
@@ -133,14 +162,21 @@ class Camera:
             stamp_ns = int(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
             if not max(last_ns, now_ns - OLDEST_STAMP_NS) < stamp_ns <= now_ns:
                 self._count("bad_timestamp")
+                odd_stamps += 1
+                if odd_stamps == ODD_STAMPS:
+                    self._trouble.begins(
+                        f"its driver's time stamps lie {(now_ns - stamp_ns) / 1e9:.3f} s back on the monotonic clock: "
+                        "no picture can be given to a part. Use a camera whose driver stamps on that clock."
+                    )
                 continue
-            last_ns = stamp_ns
+            last_ns, odd_stamps = stamp_ns, 0
             try:
                 picture = rgb_from_opencv(image)
             except FrameError as error:
-                log.warning("camera %s: %s", self._settings.device, error)
+                self._trouble.begins(f"{error}. Choose another format in its driver.")
                 self._count("bad_picture")
                 continue
+            self._trouble.over()
             with self._arrived:
                 self._counters["frames"] += 1
                 self._ring[stamp_ns - self._offset_ns] = picture

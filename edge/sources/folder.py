@@ -1,4 +1,4 @@
-"""A folder of pictures: part n sees file n, in the order of names, from the beginning again after the last."""
+"""A folder of pictures: part n sees file n, in the order of names; the parts after the last see nothing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Folder:
         self._path = settings.path
         self._frames = 0
         self._unreadable = 0
+        self.problem = ""
 
     def open(self) -> None:
         if not self._path.is_dir():
@@ -39,7 +40,11 @@ class Folder:
         pass
 
     def frame(self, trigger: Trigger, timeout_s: float) -> Frame | None:  # noqa: ARG002 - never has to wait
-        file = self._files[(trigger.part_id.part - 1) % len(self._files)]
+        part = trigger.part_id.part
+        if not 0 < part <= len(self._files):
+            self.problem = f"{self._path}: {len(self._files)} pictures, none for part {part}"
+            raise CaptureError(Reason.NO_FRAME, self.problem)
+        file = self._files[part - 1]
         captured_ns = time.monotonic_ns()
         try:
             image = decode(file.read_bytes())

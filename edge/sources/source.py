@@ -22,7 +22,12 @@ class CaptureError(Exception):
 
 
 class PictureSource(Protocol):
-    """`expect` and `counters` come from other threads than `frame`."""
+    """`expect`, `counters` and `problem` come from other threads than `frame`."""
+
+    @property
+    def problem(self) -> str:
+        """What keeps it from giving pictures now, with the next step; empty while it is well."""
+        ...
 
     def open(self) -> None:
         """Start. A device that is away is tried again by itself; only what can never work raises SourceError."""

@@ -1,62 +1,85 @@
-"""A video file: part n sees frame n. Parts are asked for in rising order; a frame once passed does not come again."""
+"""A Motion JPEG AVI file: part n sees frame n, or nothing.
+
+Other videos are refused. Their frames are differences to earlier ones, and a decoder that meets damage shows the
+neighbour's picture or a mixture, under the right time stamp and without a word (so do OpenCV and FFmpeg with MPEG-4 and
+VP8; in a damaged AVI their frame numbers and time stamps count what was found, too). A JPEG stands alone and tells its
+damage.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 
-import cv2
-
 from edge.frame import Frame
-from edge.picture import rgb_from_opencv
+from edge.front_end import FrameError
+from edge.picture import decode
 from edge.settings import VideoSource
+from edge.sources.avi import AviError, find_frames
 from edge.sources.source import CaptureError, SourceError
 from firmware_bridge.parts import Reason, Trigger
 
+log = logging.getLogger(__name__)
+
 
 class Video:
-    """On demand: frames are decoded when their part is asked for."""
+    """On demand: a frame is read when its part is asked for."""
 
     def __init__(self, settings: VideoSource) -> None:
         self._path = settings.path
-        self._capture = cv2.VideoCapture()
-        self._passed = 0  # frames decoded so far, used or not
         self._frames = 0
-        self._skipped = 0
+        self._unreadable = 0
+        self.problem = ""
 
     def open(self) -> None:
         if not self._path.is_file():
             raise SourceError(f"{self._path}: no such file. Set path in [source].")
-        if not self._capture.open(str(self._path)):
+        try:
+            self._places, self._stated, broken_at = find_frames(self._path)
+            self._file = self._path.open("rb", buffering=0)
+        except AviError as error:
             raise SourceError(
-                f"{self._path}: not a video that OpenCV can read. Convert it, for example to MJPEG in AVI."
+                f"{self._path}: {error}. Record Motion JPEG in AVI, or convert a whole file: "
+                "ffmpeg -i FILE -c:v mjpeg -q:v 2 -an line.avi"
+            ) from error
+        except OSError as error:
+            raise SourceError(f"{self._path}: {error.strerror}.") from error
+        if broken_at is not None:
+            self.problem = (
+                f"{self._path}: damaged at byte {broken_at}: of {self._stated} frames only the first "
+                f"{len(self._places)} are certain. The parts after them are FAULT; record the file again."
             )
+            log.warning("%s", self.problem)
 
     def close(self) -> None:
-        self._capture.release()
+        self._file.close()
 
     def __len__(self) -> int:
-        """Frames in the file, as its header states; 0 when it does not."""
-        return max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        """Frames that the file's header states."""
+        return self._stated
 
     def expect(self, trigger: Trigger) -> None:
         pass
 
     def frame(self, trigger: Trigger, timeout_s: float) -> Frame | None:  # noqa: ARG002 - never has to wait
         part = trigger.part_id.part
-        if part <= self._passed:
-            raise CaptureError(Reason.NO_FRAME, f"{self._path}: frame {part} has passed")
-        while self._passed < part - 1:
-            if not self._capture.grab():
-                raise CaptureError(Reason.NO_FRAME, f"{self._path}: ends before frame {part}")
-            self._passed += 1
-            self._skipped += 1
+        name = f"{self._path.name} frame {part}"
+        if not 0 < part <= self._stated:
+            self.problem = f"{self._path}: {self._stated} frames, none for part {part}"
+            raise CaptureError(Reason.NO_FRAME, self.problem)
+        if part > len(self._places):
+            self._unreadable += 1
+            raise CaptureError(Reason.BAD_FRAME, f"{name}: the file is damaged before it", name)
         captured_ns = time.monotonic_ns()
-        decoded, image = self._capture.read()
-        if not decoded:
-            raise CaptureError(Reason.NO_FRAME, f"{self._path}: ends before frame {part}")
-        self._passed += 1
+        offset, length = self._places[part - 1]
+        try:
+            self._file.seek(offset)
+            image = decode(self._file.read(length))
+        except (OSError, FrameError) as error:
+            self._unreadable += 1
+            raise CaptureError(Reason.BAD_FRAME, f"{name}: {error}", name) from error
         self._frames += 1
-        return Frame(trigger.part_id, captured_ns, rgb_from_opencv(image), f"{self._path.name} frame {part}")
+        return Frame(trigger.part_id, captured_ns, image, name)
 
     def counters(self) -> dict[str, int]:
-        return {"frames": self._frames, "skipped": self._skipped}
+        return {"frames": self._frames, "unreadable": self._unreadable}

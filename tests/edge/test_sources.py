@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.frame import Frame
-from edge.settings import BeltSource, CameraSource, FolderSource, VideoSource
+from edge.settings import BeltSource, CameraSource, FolderSource
 from edge.sources import CaptureError, PictureSource, SourceError, open_source
 from edge.sources.belt import parse
-from edge.sources.camera import Camera
+from edge.sources.camera import Camera, NoCameraError
 from firmware_bridge.belt.camera import Camera as SimulatedCamera
 from firmware_bridge.parts import PartId, Reason, Trigger
 
@@ -35,23 +36,34 @@ def take(source: PictureSource, wanted: Trigger, timeout_s: float = 5) -> Frame:
     return frame
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def reason(source: PictureSource, wanted: Trigger) -> Reason:
     with pytest.raises(CaptureError) as raised:
         take(source, wanted)
     return raised.value.reason
 
 
-# Folder and video
+# Folder; the video file has tests of its own
 
 
-def test_part_n_sees_file_n_and_the_folder_begins_again(make_parts: Callable[..., Path]) -> None:
+def test_part_n_sees_file_n_and_no_picture_is_seen_twice(make_parts: Callable[..., Path]) -> None:
     folder = make_parts(100, 150, 200)
     (folder / "notes.txt").write_text("no picture")
     source = open_source(FolderSource(kind="folder", path=folder))
-    for part, name in ((2, "001.png"), (1, "000.png"), (3, "002.png"), (4, "000.png")):
+    for part, name in ((2, "001.png"), (1, "000.png"), (3, "002.png")):
         frame = take(source, trigger(part))
         assert (frame.name, frame.part_id) == (name, PartId(7, part))
-    assert source.counters()["frames"] == 4
+    assert source.problem == ""
+    for part in (4, 5, 2**32 - 1, 0):
+        assert reason(source, trigger(part)) is Reason.NO_FRAME
+    assert "3 pictures, none for part" in source.problem
+    assert source.counters()["frames"] == 3
 
 
 def test_a_damaged_or_vanished_file_is_a_bad_frame(make_parts: Callable[..., Path]) -> None:
@@ -69,38 +81,6 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         open_source(FolderSource(kind="folder", path=tmp_path))
     with pytest.raises(SourceError, match="no such folder"):
         open_source(FolderSource(kind="folder", path=tmp_path / "nowhere"))
-
-
-@pytest.fixture
-def video(tmp_path: Path) -> Path:
-    path = tmp_path / "line.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
-    assert writer.isOpened()
-    for level in (50, 100, 150, 200):
-        frame = np.full((48, 64, 3), 20, np.uint8)
-        frame[..., 2] = level  # red, in OpenCV's order
-        writer.write(frame)
-    writer.release()
-    return path
-
-
-def test_part_n_sees_frame_n_of_a_video_in_rgb(video: Path) -> None:
-    source = open_source(VideoSource(kind="video", path=video))
-    for part, level in ((1, 50), (3, 150), (4, 200)):
-        image = take(source, trigger(part)).image
-        assert image.shape == (48, 64, 3)
-        assert abs(int(image[24, 32, 0]) - level) < 6
-        assert abs(int(image[24, 32, 2]) - 20) < 6
-    assert reason(source, trigger(2)) is Reason.NO_FRAME, "has passed"
-    assert reason(source, trigger(5)) is Reason.NO_FRAME, "has ended"
-    assert source.counters() == {"frames": 3, "skipped": 1}
-    source.close()
-
-
-def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "v.avi").write_bytes(b"nothing" * 100)
-    with pytest.raises(SourceError, match="not a video"):
-        open_source(VideoSource(kind="video", path=tmp_path / "v.avi"))
 
 
 # Camera: the device is a script, as no V4L2 device can be made here; everything behind `read` is real
@@ -150,9 +130,9 @@ class Device:
         self.captures: list[ScriptedCapture] = []
         self.there = True
 
-    def __call__(self, settings: CameraSource) -> ScriptedCapture | None:
+    def __call__(self, settings: CameraSource) -> ScriptedCapture:
         if not self.there:
-            return None
+            raise NoCameraError("unplugged")
         self.captures.append(ScriptedCapture())
         return self.captures[-1]
 
@@ -225,11 +205,16 @@ def test_a_picture_between_two_parts_is_for_neither(device: Device) -> None:
     source.close()
 
 
-def test_an_unplugged_camera_comes_back_and_its_losses_are_counted(device: Device) -> None:
+def test_an_unplugged_camera_comes_back_and_its_losses_are_counted_and_said_once(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "edge.sources")
     source = camera(device)
     device.there = False
     device.capture().unplug()
     assert reason(source, trigger(1)) is Reason.NO_FRAME
+    wait_until(lambda: source.counters().get("open_failed", 0) >= 2)
+    assert source.problem == "camera /dev/video9: unplugged"
     device.there = True
     start = time.monotonic()
     capture = device.capture(2)
@@ -241,6 +226,9 @@ def test_an_unplugged_camera_comes_back_and_its_losses_are_counted(device: Devic
     counters = source.counters()
     assert counters["disconnected"] == 1
     assert counters["opened"] == 2
+    assert source.problem == ""
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "/dev/video9: gives no picture" in caplog.messages[0]
     source.close()
 
 
@@ -255,13 +243,38 @@ def test_a_driver_with_another_clock_gives_no_picture(device: Device, offset_s: 
     source.close()
 
 
-def test_a_missing_device_is_tried_again(tmp_path: Path) -> None:
-    source = open_source(CameraSource(kind="camera", device=tmp_path / "video0", window_ms=5))
-    deadline = time.monotonic() + 5
-    while source.counters().get("open_failed", 0) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_a_driver_that_always_stamps_otherwise_is_said_once(device: Device, caplog: pytest.LogCaptureFixture) -> None:
+    source = camera(device)
+    for _ in range(30):
+        device.capture().expose(10, time.monotonic_ns() - 3600 * 1_000_000_000)
+    wait_until(lambda: source.counters().get("bad_timestamp", 0) >= 30)
+    assert len(caplog.messages) == 1
+    assert "time stamps lie 3600." in source.problem
     source.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere", "No such file"), ("file", "no V4L2 camera"), ("/dev/null", "no V4L2 camera")],
+)
+def test_a_device_that_is_no_camera_is_tried_again_and_said_once(
+    tmp_path: Path, name: str, message: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    source = open_source(CameraSource(kind="camera", device=tmp_path / name, window_ms=5))
+    wait_until(lambda: source.counters().get("open_failed", 0) >= 3)
+    source.close()
+    [said] = caplog.messages
+    assert said == source.problem
+    assert name in said
+    assert message in said
+    assert "beltline doctor" in said
+    assert capfd.readouterr().err == ""
+
+
+def test_opencv_says_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    assert not cv2.VideoCapture("/dev/null", cv2.CAP_V4L2).isOpened()
+    assert capfd.readouterr().err == ""
 
 
 # Belt, with the simulator's own camera
@@ -308,17 +321,25 @@ def test_two_pictures_of_one_part_and_unreadable_ones_are_faults(
     assert source.counters()["unreadable"] == 1
 
 
-def test_a_belt_that_starts_again_is_found_again(tmp_path: Path, make_parts: Callable[..., Path]) -> None:
+def test_a_belt_that_starts_again_is_found_again_and_said_once(
+    tmp_path: Path, make_parts: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "edge.sources")
     picture = make_parts(100) / "000.png"
     simulated = SimulatedCamera(tmp_path / "camera")
     source = open_source(BeltSource(kind="belt", socket=tmp_path / "camera", timeout_ms=300))
     expose(simulated, 1, picture)
     simulated.close()
     (tmp_path / "camera").unlink(missing_ok=True)
+    wait_until(lambda: source.counters().get("open_failed", 0) >= 2)
+    assert "Start the simulator" in source.problem
     simulated = SimulatedCamera(tmp_path / "camera")
     expose(simulated, 2, picture)
     assert take(source, trigger(2)).part_id == PartId(7, 2)
     assert source.counters()["disconnected"] == 1
+    assert source.problem == ""
+    assert [record.levelname for record in caplog.records][-2:] == ["WARNING", "INFO"]
+    assert len(caplog.records) <= 4  # the first connection may have been refused too
     source.close()
     simulated.close()
 
