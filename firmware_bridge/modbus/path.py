@@ -82,16 +82,20 @@ class ModbusPath:
     def health(self) -> PathHealth:
         header = self._header
         status = header.status if header else 0
+        inhibited = bool(status & r.INHIBITED)
+        as_asked = inhibited == self._inhibit
         fault = self._refused
+        if header and not fault and not as_asked:
+            fault = _NOT_CONFIRMED if self._inhibit else _HELD
         if header and status & r.FAULT:
             fault = f"the PLC has latched its fault {header.fault_code}"
         return PathHealth(
             connected=header is not None and self._thread.is_alive(),
-            ready=bool(status & r.READY) and self._epoch is not None and self._refused is None,
+            ready=bool(status & r.READY) and self._epoch is not None and self._refused is None and as_asked,
             permit=bool(status & r.PERMIT),
             fault=fault or self._problem,
             epoch=self._epoch,
-            inhibited=bool(status & r.INHIBITED),
+            inhibited=inhibited,
             counters=dict(self._counters),
         )
 
@@ -295,6 +299,14 @@ class ModbusPath:
         self._problem = str(error)
 
 
+_NOT_CONFIRMED = (
+    "the PLC has not confirmed the dry run (status bit 3): its gate may reject; its program must hold the gate in its "
+    "passing state while bit 0 of the box's flags is set, and say so"
+)
+_HELD = (
+    "the PLC holds its gate (status bit 3) although no dry run was asked for: nothing is rejected; release the gate at "
+    "the PLC, or run with --dry-run"
+)
 _PLAIN = {
     Decision.ACCEPT: Reason.SCORE_BELOW_THRESHOLD,
     Decision.REJECT: Reason.SCORE_ABOVE_THRESHOLD,

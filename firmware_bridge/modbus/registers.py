@@ -19,7 +19,6 @@ Words = Sequence[int]
 
 DECISIONS = {Decision.ACCEPT: 1, Decision.REJECT: 2, Decision.FAULT: 3}
 DECISION_OF = {code: decision for decision, code in DECISIONS.items()}
-AS_ASKED = 1
 REASON_OF = {
     2: Reason.LATE,
     3: Reason.NO_VERDICT,

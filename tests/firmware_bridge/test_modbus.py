@@ -35,6 +35,9 @@ class Plc:
         self.order, self.echoes = order, echoes
         self.mute = False
         self.fault = False
+        self.holds_gate: bool | None = None  # status bit 3; None: as the box asks
+        self.skipped = 0  # counts
+        self.before_write: Callable[[int], None] = lambda _: None
         self.gate: dict[int, bool] = {}  # part -> passed, judged by the PLC alone
         self.restart(epoch)
 
@@ -46,7 +49,7 @@ class Plc:
         self.on_belt: dict[int, int] = {}
 
     def count(self) -> int:
-        return int(time.monotonic() * 1000) % 2**32
+        return (int(time.monotonic() * 1000) + self.skipped) % 2**32
 
     def trigger(self) -> int:
         """A part at the photo-eye."""
@@ -86,7 +89,8 @@ class Plc:
 
     def header(self) -> list[int]:
         status = r.READY | (0 if self.fault else r.PERMIT) | (r.FAULT if self.fault else 0)
-        status |= (r.ECHOES if self.echoes else 0) | (r.INHIBITED if self.memory[BOX + 3] & 1 else 0)
+        holds_gate = self.memory[BOX + 3] & 1 if self.holds_gate is None else self.holds_gate
+        status |= (r.ECHOES if self.echoes else 0) | (r.INHIBITED if holds_gate else 0)
         longs = (self.epoch, self.count(), self.count(), self.newest, self.settled)
         return [0xB171, status, 5 if self.fault else 0, *(w for value in longs for w in r.split(value, self.order))]
 
@@ -94,6 +98,7 @@ class Plc:
         while self.mute:
             await asyncio.sleep(0.02)
         if values is not None:
+            self.before_write(address)
             self.memory[address : address + count] = values
         self.memory[:13] = self.header()
         registers[:] = self.memory
@@ -392,13 +397,20 @@ def test_a_late_accept_is_not_believed_without_echo() -> None:
     with tcp(plc) as (served, box):
         wait(lambda: box.path.health().ready)
         box.deciding = False
+
+        def belt_is_faster(address: int) -> None:
+            if address >= BOX + r.DECISIONS_AT:
+                plc.skipped = 2 * DISTANCE
+                plc.scan()
+
+        plc.before_write = belt_is_faster
         served.call(plc.trigger)
         wait(lambda: box.triggers)
-        time.sleep(DISTANCE / 1000 - 0.005)
         box.path.decide(verdict(PartId(plc.epoch, 1)))
-        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
-        if not plc.gate[1]:
-            assert box.outcomes[1].decision is not Decision.ACCEPT
+        wait(lambda: 1 in box.outcomes)
+        assert not plc.gate[1]
+        assert plc.memory[BOX + r.DECISIONS_AT + r.DECISION_WORDS + 4] == 1, "the ACCEPT was written, but too late"
+        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.LATE)
 
 
 def test_the_heartbeat_stops_with_the_scoring_loop_and_the_permit_returns_only_after_ack() -> None:
@@ -553,7 +565,26 @@ def test_nobody_there_is_named_and_close_returns() -> None:
 
 def test_a_dry_run_asks_the_plc_to_hold_the_gate() -> None:
     with tcp(Plc(), inhibit=True) as (_, box):
-        wait(lambda: box.path.health().inhibited)
+        wait(lambda: box.path.health().ready)
+        assert box.path.health().inhibited
+        assert box.path.health().fault is None
     with tcp(Plc()) as (_, box):
         wait(lambda: box.path.health().ready)
         assert not box.path.health().inhibited
+
+
+@pytest.mark.parametrize(
+    ("inhibit", "fault"),
+    [(True, "the PLC has not confirmed the dry run (status bit 3)"), (False, "the PLC holds its gate (status bit 3)")],
+)
+def test_a_gate_that_is_not_as_asked_is_not_ready(inhibit: bool, fault: str) -> None:
+    plc = Plc()
+    plc.holds_gate = not inhibit
+    with tcp(plc, inhibit=inhibit) as (_, box):
+        wait(lambda: plc.memory[BOX + 3] == inhibit and plc.memory[BOX] > 0)
+        wait(lambda: fault in str(box.path.health().fault))
+        assert not box.path.health().ready
+        assert box.path.health().inhibited is not inhibit
+        plc.holds_gate = None
+        wait(lambda: box.path.health().ready)
+        assert box.path.health().fault is None
