@@ -74,7 +74,7 @@ def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Fit
     context = multiprocessing.get_context("spawn")
     told: Queue[tuple[str, int, int]] = context.Queue()
     workers = min(processes, len(fits))
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(told,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(told, os.getpid())) as pool:
         try:
             running = [pool.submit(_work, each) for each in fits]
             while not all(each.done() for each in running):
@@ -89,11 +89,11 @@ def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Fit
         return [cast(Fitted, pickle.loads(each.result())) for each in running]  # noqa: S301 - from our own worker
 
 
-def _start_worker(told: Queue[tuple[str, int, int]]) -> None:
+def _start_worker(told: Queue[tuple[str, int, int]], parent: int) -> None:
     global _told  # noqa: PLW0603 - a queue reaches a worker only at its start
     _told = told
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started the worker ends it
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
 
 
