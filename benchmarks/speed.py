@@ -3,7 +3,7 @@
     python -m benchmarks.speed [BUNDLE]      # by default what `make demo` left in out/demo
 
 The whole call (front end, graph, score, map) is held against the bundle's own INT8 trunk to stride 16 alone, cut out of
-the same file, both timed in turn. Growth needs no fitted head: time does not depend on the weights.
+the same file, both timed in turn. Growth needs no fitted head and no fitted rounding: time does not depend on weights.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.record import Record, budgets, interleaved_ms, median
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
+from compile.job import MAP_LIMIT
 from compile.methods.varad import VarAD
 from compile.model import MAPS, export_trunk
 from compile.onnx_session import open_session
+from compile.precision import FREE_FLOAT, calibrate
+from compile.quantise import ONNX_RUNTIME, quantised_nodes, render
 from edge.bundle import Bundle, GraphName, read_bundle
 from edge.scorer import Scorer
 
@@ -93,19 +97,18 @@ def _growth(record: Record, budget: dict[str, float]) -> None:
     calls: dict[str, Callable[[], Any]] = {}
     for side in SIZES:
         image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
-        graphs = _float_graphs(side)
-        map_side = min(256, side // 2)
-        mask = np.ones((1, map_side, map_side), np.float32)
-        calls[f"trunk {side}"] = partial(open_session(graphs[0]).run, None, {"image": image})
-        calls[f"graph {side}"] = partial(open_session(graphs[1]).run, None, {"image": image, "mask": mask})
+        map_side = min(MAP_LIMIT, side // 2)
+        feed = {"image": image, "mask": np.ones((1, map_side, map_side), np.float32)}
+        for name, (cut, whole) in _graphs(side, map_side, image[0]).items():
+            calls[f"{name} trunk {side}"] = partial(open_session(cut).run, None, {"image": image})
+            calls[f"{name} graph {side}"] = partial(open_session(whole).run, None, feed)
     times = interleaved_ms(calls, rounds=12, warm_up=2)
-    per_pixel = {name: median(taken) / int(name.split()[1]) ** 2 for name, taken in times.items()}
-    graph = _growth_of("graph", times)
-    trunk = _growth_of("trunk", times)
-    for name, value in per_pixel.items():
-        record.figure(f"float {name} px", value * 1e6, "ms per megapixel")
-    record.figure("time per pixel, 1024 over 256", graph, "x", budget["pixel_growth_1024_over_256"])
-    record.figure("that growth over the trunk's own", graph / trunk, "x", budget["growth_over_trunk"])
+    for call, taken in times.items():
+        record.figure(f"{call} px", median(taken) / int(call.split()[-1]) ** 2 * 1e6, "ms per megapixel")
+    for name in ("float", "int8"):
+        graph, trunk = _growth_of(f"{name} graph", times), _growth_of(f"{name} trunk", times)
+        record.figure(f"{name}: time per pixel, 1024 over 256", graph, "x", budget["pixel_growth_1024_over_256"])
+        record.figure(f"{name}: that growth over the trunk's own", graph / trunk, "x", budget["growth_over_trunk"])
 
 
 def _growth_of(what: str, times: dict[str, list[float]]) -> float:
@@ -113,15 +116,19 @@ def _growth_of(what: str, times: dict[str, list[float]]) -> float:
     return median([b / a for a, b in zip(small, large, strict=True)]) * (SIZES[0] / SIZES[-1]) ** 2
 
 
-def _float_graphs(side: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def _graphs(side: int, map_side: int, image: NDArray[np.uint8]) -> dict[str, tuple[onnx.ModelProto, onnx.ModelProto]]:
+    """Trunk and whole graph, in float and in the INT8 form for ONNX Runtime with what is always in float there."""
     trunk = Trunk()
     with torch.no_grad():
         maps = trunk(torch.zeros(1, side, side, 3, dtype=torch.uint8))
     grids = [(m.shape[2], m.shape[3]) for m in maps]
-    head = AnomalyHead(VarAD(trunk.channels, grids), grids, (min(256, side // 2),) * 2)
-    exported = export_trunk(trunk, side)["float"]
+    head = AnomalyHead(VarAD(trunk.channels, grids), grids, (map_side, map_side))
     example = (*(torch.zeros(2, *m.shape[1:]) for m in maps), torch.ones(2, *head.map_size))
-    return exported, join(exported, export(head.eval(), example, [*MAPS, "mask"], ["score", "map"]))
+    exported = export(head.eval(), example, [*MAPS, "mask"], ["score", "map"])
+    whole = export_trunk(trunk, side)["float"]
+    _, plain = calibrate(whole, [image])
+    rounded = render(whole, plain, ONNX_RUNTIME, keep_float=quantised_nodes(whole)[:FREE_FLOAT])
+    return {name: (each, join(each, exported)) for name, each in (("float", whole), ("int8", rounded))}
 
 
 if __name__ == "__main__":

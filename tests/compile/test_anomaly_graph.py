@@ -14,6 +14,7 @@ from skimage import data
 from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
+from compile.job import MAP_LIMIT
 from compile.methods.varad import BASE, VarAD
 from compile.methods.varad_fit import fit_varad, measure_spread, set_spread
 from compile.tensorrt_build import check_allowed
@@ -31,15 +32,21 @@ def pictures(count: int, side: int = 64) -> torch.Tensor:
     return torch.from_numpy(np.stack([rgb(image[y : y + 128, x : x + 128].copy(), spec) for y, x in cuts]))
 
 
+def map_side(side: int) -> int:
+    return min(MAP_LIMIT, side // 2)
+
+
 def untrained(side: int) -> AnomalyGraph:
-    """The graph of a given size with arbitrary weights."""
+    """The graph of a given size with arbitrary weights and the map that `beltline compile` gives it."""
     trunk = Trunk()
     grids = [(math.ceil(side / s), math.ceil(side / s)) for s in trunk.strides]
     torch.manual_seed(0)
     model = VarAD(trunk.channels, grids)
     for stream in model.hierarchies():
         torch.nn.init.normal_(stream.conv, std=0.5)
-    return AnomalyGraph(trunk, AnomalyHead(model.requires_grad_(requires_grad=False), grids, (side // 4, side // 4)))
+    return AnomalyGraph(
+        trunk, AnomalyHead(model.requires_grad_(requires_grad=False), grids, (map_side(side), map_side(side)))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +148,15 @@ def test_export_is_plain(joined):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_cost_grows_with_the_pixels_and_no_faster():
-    """Multiply-adds and activation bytes of the whole exported graph, 256 to 512 to 1024 pixels a side."""
+    """Multiply-adds and activation bytes of the whole exported graph, 256 to 512 to 1024 pixels a side, with maps of
+    128, 256 and 256."""
     cost = {}
     for side in (256, 512, 1024):
         graph = untrained(side)
         image = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-        model = export(graph, (image, torch.ones(2, side // 4, side // 4)), ["image", "mask"], ["score", "map"])
+        model = export(
+            graph, (image, torch.ones(2, map_side(side), map_side(side))), ["image", "mask"], ["score", "map"]
+        )
         cost[side] = _cost(model)
     for small, large in ((256, 512), (512, 1024)):
         for measure in (0, 1):
