@@ -1,8 +1,9 @@
 """PatchCore (Roth et al. 2022): the baseline that every accuracy table shows next to our models.
 
 Patches of good pictures, as features of the frozen trunk, are kept in a memory bank; a patch is as anomalous as its
-distance to the nearest one in the bank, a picture as its worst patch. Features of both strides are averaged over 3x3
-neighbours, brought to the finer grid and concatenated. The bank is a greedy k-centre selection (each next vector is
+distance to the nearest one in the bank, a picture as its worst patch, weighted by how close the bank's own vectors lie
+around that nearest one (eq. 7). Features of both strides are averaged over 3x3 neighbours, brought to the finer grid
+and concatenated. The bank is a greedy k-centre selection (each next vector is
 the one farthest from all chosen so far), made on a random projection and, where there are very many patches, on a
 random part of them. The trunk, its taps and the picture size are the same as for the model it is compared with, and
 nothing is tuned on test pictures.
@@ -24,6 +25,7 @@ from compile.backbone import Trunk
 BANK = 10_000  # vectors
 POOL = 100_000  # patches that the selection looks at
 PROJECTED = 32  # dimensions of the random projection
+NEIGHBOURS = 9  # b of eq. 7: vectors of the bank around the nearest one, itself included
 BLUR_SIGMA = 4.0  # pixels of the map, as in the paper
 CHUNK = 2048  # patches compared at once
 Images = NDArray[np.uint8]
@@ -52,7 +54,8 @@ class PatchCore:
             features, (height, width) = patch_features(self.trunk, batch)
             distances = torch.cat([nearest(chunk, self.bank) for chunk in torch.split(features, CHUNK)])
             grid = distances.reshape(len(batch), 1, height, width)
-            scores.append(grid.amax((1, 2, 3)))
+            worst = distances.reshape(len(batch), -1).argmax(1) + torch.arange(len(batch)) * height * width
+            scores.append(picture_scores(features[worst], self.bank))
             full = functional.interpolate(grid, side, mode="bilinear", align_corners=False)
             maps.append(_blur(full)[:, 0])
         return torch.cat(scores).numpy(), torch.cat(maps).numpy()
@@ -103,6 +106,20 @@ def nearest(features: Tensor, bank: Tensor) -> Tensor:
     """Give the Euclidean distance [n] of each row of features [n, C] to the nearest of bank [m, C]."""
     squared = torch.addmm(bank.square().sum(1), features, bank.T, alpha=-2).amin(1) + features.square().sum(1)
     return squared.clamp_min_(0).sqrt_()
+
+
+@torch.inference_mode()
+def picture_scores(worst: Tensor, bank: Tensor) -> Tensor:
+    """Weight the distance of each picture's worst patch [n, C] to the bank [m, C] by eq. 7; [n].
+
+    The weight is one minus the share that the nearest vector has of the exponentials of the distances to its own
+    neighbours in the bank: a patch near a rare vector is rarer than its distance says.
+    """
+    apart = torch.cdist(worst, bank)
+    found, index = apart.min(1)
+    around = torch.cdist(bank[index], bank).topk(min(NEIGHBOURS, len(bank)), largest=False).indices
+    share = torch.exp(found - torch.logsumexp(apart.gather(1, around), 1))
+    return (1 - share) * found
 
 
 def batches(images: Iterable[NDArray[np.uint8]], size: int = 8) -> Iterator[Images]:

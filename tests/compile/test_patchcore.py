@@ -7,7 +7,15 @@ import torch
 from skimage import data
 
 from compile.backbone import Trunk
-from compile.methods.patchcore import batches, fit_patchcore, greedy_coreset, nearest, patch_features
+from compile.methods.patchcore import (
+    NEIGHBOURS,
+    batches,
+    fit_patchcore,
+    greedy_coreset,
+    nearest,
+    patch_features,
+    picture_scores,
+)
 from compile.metrics import auroc, pixel_metrics
 from compile.synthesis import paint_many
 
@@ -47,6 +55,29 @@ def test_nearest_equals_cdist() -> None:
     a, b = torch.randn(50, 7), torch.randn(30, 7)
     torch.testing.assert_close(nearest(a, b), torch.cdist(a, b).amin(1), atol=1e-3, rtol=1e-3)
     assert nearest(a, a).max() < 1e-2
+
+
+def test_the_image_score_is_that_of_equation_7() -> None:
+    """Written out with plain exponentials, one picture at a time."""
+    generator = torch.Generator().manual_seed(0)
+    bank, worst = torch.randn(40, 6, generator=generator), torch.randn(5, 6, generator=generator) + 1
+    for patch, found in zip(worst, picture_scores(worst, bank), strict=True):
+        distance = (bank - patch).norm(dim=1)
+        best = int(distance.argmin())
+        around = (bank - bank[best]).norm(dim=1).argsort()[:NEIGHBOURS]
+        weight = 1 - np.exp(float(distance[best])) / np.exp(distance[around].numpy()).sum()
+        assert float(found) == pytest.approx(weight * float(distance[best]), rel=1e-4)
+
+
+def test_a_patch_near_a_rare_vector_scores_higher_than_one_as_far_from_a_crowd() -> None:
+    crowd = 0.1 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    rare = torch.tensor([[20.0, 0, 0, 0]])
+    bank = torch.cat([crowd, rare])
+    top = crowd[crowd[:, 1].argmax()]
+    beside_rare, beside_crowd = rare[0] + torch.tensor([0, 1.0, 0, 0]), top + torch.tensor([0, 1.0, 0, 0])
+    scores = picture_scores(torch.stack([beside_rare, beside_crowd]), bank)
+    assert scores[0] == pytest.approx(1, abs=0.01)
+    assert scores[1] < 0.95
 
 
 def test_features_keep_place_and_order(trunk: Trunk) -> None:
