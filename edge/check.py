@@ -13,11 +13,15 @@ from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
 from edge.journal_file import unusable
 from edge.lock import is_held
-from edge.reject import describe, too_slow
+from edge.reject import describe, is_device, too_slow
 from edge.scorer import Scorer, choose_scorer, measure_ms, slow_step_ms
 from edge.settings import CameraSource, FolderSource, Settings, VideoSource
 from edge.sources import CaptureError, open_source
+from firmware_bridge.mqtt.settings import MqttSettings
 from firmware_bridge.parts import PartId, Trigger
+
+V4L2_MAJOR = 81
+LONGEST_SOCKET_PATH = 107
 
 
 class Finding(NamedTuple):
@@ -40,8 +44,7 @@ def check_station(settings: Settings) -> list[Finding]:
     findings += _source(settings, bundle)
     what, ok = describe(settings.reject)
     findings.append(Finding("reject path", what, ok))
-    broker = f"{settings.mqtt.host}, port {settings.mqtt.use_port}" if settings.mqtt else "none: nothing is published"
-    findings.append(Finding("mqtt", broker))
+    findings.append(_mqtt(settings.mqtt))
     bench = settings.reject.kind == "none"
     for key, file, look in (
         ("journal", settings.paths.journal, _journal),
@@ -74,7 +77,7 @@ def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
     default = scorer.bundle.thresholds[scorer.graph]
     chosen = settings.bundle.threshold
     if chosen is not None:
-        yield Finding("threshold", f"{chosen:.6g} from the station file (the bundle's own: {default.value:.6g})")
+        yield _own_threshold(chosen, scorer)
         return
     low, high = default.interval
     notes = (" approximate." if default.approximate else "") + (f" {default.flagged}." if default.flagged else "")
@@ -85,17 +88,37 @@ def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
     )
 
 
+def _own_threshold(chosen: float, scorer: Scorer) -> Finding:
+    """A threshold that turns over the verdict on every golden sample of one kind is a slip of the pen."""
+    default = scorer.bundle.thresholds[scorer.graph].value
+    words = f"{chosen:.6g} from the station file (the bundle's own: {default:.6g})"
+    golden = [sample.scores[scorer.graph] for sample in scorer.bundle.golden.samples]
+    bad, good = [v for v in golden if v > default], [v for v in golden if v <= default]
+    if bad and chosen >= max(bad):
+        return Finding("threshold", f"{words}: it accepts every golden defect. Correct [bundle] threshold.", ok=False)
+    if good and chosen < min(good):
+        return Finding("threshold", f"{words}: it rejects every good golden part. Correct [bundle].", ok=False)
+    return Finding("threshold", words)
+
+
 def _source(settings: Settings, bundle: Bundle | None) -> Iterator[Finding]:
     source = settings.source
     if isinstance(source, CameraSource):
-        there = os.access(source.device, os.R_OK | os.W_OK)
-        problem = "not permitted: join the group `video`" if source.device.exists() else "not there: plug it in"
-        yield Finding("source", f"camera {source.device}" + ("" if there else f": {problem}"), there)
+        problem = _camera_problem(source.device)
+        yield Finding("source", f"camera {source.device}" + (f": {problem}" if problem else ""), not problem)
     elif isinstance(source, (FolderSource, VideoSource)):
         yield _first_picture(source, bundle)
     else:
         there = source.socket.exists()
         yield Finding("source", f"belt {source.socket}" + ("" if there else ": not there: start the simulator"), there)
+
+
+def _camera_problem(device: Path) -> str | None:
+    if not device.exists():
+        return "not there: plug it in, or correct [source] device"
+    if not is_device(device, V4L2_MAJOR):
+        return "no video device: correct [source] device"
+    return None if os.access(device, os.R_OK | os.W_OK) else "not permitted: join the group `video`"
 
 
 def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None) -> Finding:
@@ -116,6 +139,15 @@ def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None) 
     return Finding("source", f"{settings.kind} {settings.path}: the first picture is {width} x {height}")
 
 
+def _mqtt(settings: MqttSettings | None) -> Finding:
+    if settings is None:
+        return Finding("mqtt", "none: nothing is published")
+    for file in (settings.ca_file, settings.cert_file, settings.key_file, settings.password_file):
+        if file and not (file.is_file() and os.access(file, os.R_OK)):
+            return Finding("mqtt", f"{file}: not there or not readable. Create it, or correct [mqtt].", ok=False)
+    return Finding("mqtt", f"{settings.host}, port {settings.use_port}; `beltline doctor` tries it")
+
+
 def _writable(key: str, file: Path) -> Finding:
     place = file if file.exists() else file.parent
     if os.access(place, os.W_OK):
@@ -133,6 +165,11 @@ def _journal(key: str, file: Path) -> Finding:
 
 
 def _control(key: str, file: Path) -> Finding:
+    if len(os.fsencode(file)) > LONGEST_SOCKET_PATH:
+        words = (
+            f"{file}: longer than the {LONGEST_SOCKET_PATH} bytes that a socket's path may have. Set [paths] control."
+        )
+        return Finding(key, words, ok=False)
     if problem := occupied(file):
         return Finding(key, problem, ok=False)
     return _writable(key, file if file.parent.exists() else file.parent)  # a missing folder is made at the start

@@ -27,7 +27,7 @@ from edge.control import ControlError, ask
 from edge.lock import hold
 from edge.outbox import Outbox, Row
 from edge.watchdog import Watchdog
-from firmware_bridge.mqtt.broker import Broker
+from firmware_bridge.mqtt.broker import NOT_YET, Broker
 from firmware_bridge.mqtt.identity import client_id, machine_id
 from firmware_bridge.mqtt.messages import Command, FaultMessage, HealthMessage, Reply, StateMessage, VerdictMessage
 from firmware_bridge.mqtt.session import Session, Will
@@ -223,7 +223,8 @@ class Publisher:
         return None if value is None else str(value)
 
     def _note_problems(self) -> None:
-        self._last_problem = self.broker.problem or self._outbox.problem or self._last_problem
+        broker = "" if self.broker.problem == NOT_YET else self.broker.problem
+        self._last_problem = broker or self._outbox.problem or self._last_problem
 
 
 def verdict_message(row: Row) -> VerdictMessage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from edge.settings import LinkReject, ModbusReject, NoReject, Reject
@@ -10,6 +11,7 @@ from firmware_bridge.link import Link
 from firmware_bridge.modbus import ModbusPath
 from firmware_bridge.reject_path import Memory, RejectPath
 
+MEMORY_MAJOR = 1  # /dev/null and its like
 LONGEST_PAUSE_MS = 80.0  # of the loop between two self-tests
 
 
@@ -50,9 +52,18 @@ def too_slow(settings: Reject, score_ms: float) -> str | None:
     )
 
 
+def is_device(path: Path, major: int | None = None) -> bool:
+    """Whether a path leads to a character device, of a kernel driver's major number or of any but memory's."""
+    status = path.stat()
+    found = os.major(status.st_rdev)
+    return stat.S_ISCHR(status.st_mode) and (found == major if major else found != MEMORY_MAJOR)
+
+
 def _port(device: str, text: str) -> tuple[str, bool]:
     if not Path(device).exists():
         return f"{text}: not there. Plug it in, or correct [reject] in the station file.", False
+    if not is_device(Path(device)):
+        return f"{text}: no serial port. Correct [reject] in the station file.", False
     if not os.access(device, os.R_OK | os.W_OK):
         return f"{text}: not permitted. Add the user to the group `dialout`.", False
     return text, True

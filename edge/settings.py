@@ -182,6 +182,8 @@ class Settings(Table):
                 f'source {self.source.kind!r} needs a trigger: add a [reject] table with kind = "link" or "modbus", '
                 "or try the bundle on a folder"
             )
+        if self.paths.journal == self.paths.control:
+            raise ValueError(f"[paths] journal and control are the same file, {self.paths.journal}")
         if self.mqtt and self.mqtt.backlog_rows > self.paths.journal_parts:
             raise ValueError(
                 f"[mqtt] backlog_rows = {self.mqtt.backlog_rows} is more than the [paths] journal_parts = "

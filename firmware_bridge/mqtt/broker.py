@@ -15,13 +15,15 @@ LONGEST_DELAY_NS = 1_500_000_000  # with the connect timeout below the 5 s in wh
 
 log = logging.getLogger(__name__)
 
+NOT_YET = "not connected yet"
+
 
 class Broker:
     """Not thread-safe: the thread that calls `step` owns it."""
 
     def __init__(self, settings: MqttSettings, client_id: str, will: Will, versions: VersionChoice) -> None:
         self.counters = Counter({"connects": 0, **{how.value: 0 for how in Ended}})
-        self.problem = "not connected yet"  # empty while connected
+        self.problem = NOT_YET  # empty while connected
         self.session: Session | None = None  # a connected one, or None
         self._settings, self._client_id, self._will, self._versions = settings, client_id, will, versions
         self._opening: Session | None = None

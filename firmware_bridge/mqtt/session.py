@@ -188,7 +188,11 @@ class Session:
         if self.connected:
             self._end(Ended.LOST, f"broker {self._where} is gone: {why}")
         else:
-            self._end(Ended.CLOSED_EARLY, f"broker {self._where} closed the connection before answering")
+            self._end(
+                Ended.CLOSED_EARLY,
+                f"broker {self._where} closed the connection before answering. Check port and tls in [mqtt]: a broker "
+                "that expects TLS does this, and one that refuses this box.",
+            )
 
     def _end(self, how: Ended, cause: str) -> None:
         if self.ended:
@@ -215,4 +219,8 @@ def _advice(error: Exception) -> str:
         return "Check port and tls in [mqtt]: this looks like a broker without TLS, or certificates that do not fit."
     if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
         return "Create the file, readable by the service user, or correct its path in [mqtt]."
+    if isinstance(error, ConnectionResetError):
+        return "Check port and tls in [mqtt]: a broker without TLS does this."
+    if isinstance(error, ValueError):
+        return "Write what it should hold, or correct its path in [mqtt]."
     return "Check host, port and the network; trying again."

@@ -34,7 +34,9 @@ class MqttSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    host: str = Field("localhost", min_length=1, title="Broker", description="host name or address of the broker")
+    host: str = Field(
+        "localhost", pattern=r"^[A-Za-z0-9._:%-]+$", title="Broker", description="host name or address of the broker"
+    )
     port: int = Field(0, ge=0, le=65535, title="Port", description="TCP port; 0 = 8883 with TLS, 1883 without")
     protocol: Literal["auto", "5", "3.1.1"] = Field(
         "auto", title="Protocol", description="MQTT version; auto = 5, and 3.1.1 where the broker cannot speak 5"
