@@ -4,9 +4,10 @@ Two layouts: MVTec AD style (`train/good`, and where there are some `test/<kind>
 `ground_truth/<kind>/<name>_mask.png`), or one flat folder of good images. JPEG, PNG, BMP and TIFF; grey, colour or
 colour with alpha; 8 or 16 bits.
 
-Failure modes: a truncated file or one that is no image (`edge.picture` decodes here and on the box alike, to RGB); a
-blank picture; a set that mixes channels or bit depths, where the larger part decides, as one camera gives one format;
-16-bit samples whose white is 10 or 12 bits, decided once for the whole set, as a dark part must look dark.
+Failure modes: a damaged file or one that is no image (`edge.picture` decodes here and on the box alike, to RGB); a
+blank picture; a set that mixes channels or bit depths, where the larger part decides, as one camera gives one format; a
+stray picture of another size, which would widen what the bundle accepts; 16-bit samples whose white is 10 or 12 bits,
+decided once for the whole set, as a dark part must look dark.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from edge.picture import Picture, decode
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 FEWEST_PARTS = 20  # below it no threshold can be set
 WHITES = (1023, 4095, 16383, 65535)
+SMALLEST_SIDE = 16  # pixels; nothing smaller shows a part
+FAR = 2.0  # times as far from the median as nine tenths of the pictures: real sets of crops stay within it
 SIDE_MARGIN = 0.25  # where crops vary in size, how far a later one may lie outside the ones seen
 
 
@@ -83,15 +86,19 @@ def read_image(path: Path) -> Picture:
     """Decode one picture: HxW grey or HxWx3 RGB, uint8 or uint16, alpha dropped.
 
     Raises:
-        UnreadableImageError: missing, empty, truncated, not an image, or of another sample type.
+        UnreadableImageError: missing, empty, damaged, not an image, of another sample type, or of a few pixels.
 
     """
     try:
-        return decode(path.read_bytes())
+        image = decode(path.read_bytes())
     except OSError as error:
         raise UnreadableImageError(error.strerror or str(error)) from error
     except FrameError as error:
         raise UnreadableImageError(str(error)) from error
+    height, width = image.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise UnreadableImageError(f"{width}x{height} pixels, at least {SMALLEST_SIDE} a side are needed")
+    return image
 
 
 class _Seen(NamedTuple):
@@ -138,7 +145,7 @@ def read_data(
         if tick:
             tick(done, total)
     remarks: list[str] = []
-    kept = _one_format(seen, skipped, remarks)
+    kept = _near_in_size(_one_format(seen, skipped, remarks), skipped)
     if len(kept) < FEWEST_PARTS:
         reasons = Counter(item.reason for item in skipped if item.path in set(files)).most_common(3)
         because = "; skipped: " + ", ".join(f"{count} x {reason}" for reason, count in reasons) if reasons else ""
@@ -211,6 +218,23 @@ def _one_format(seen: Sequence[_Seen], skipped: list[Skipped], remarks: list[str
         Skipped(item.path, f"{item.channels} channel(s) of {item.bits} bits, the set has {words}") for item in others
     )
     return [item for item in seen if (item.channels, item.bits) == (channels, bits)]
+
+
+def _near_in_size(seen: Sequence[_Seen], skipped: list[Skipped]) -> list[_Seen]:
+    """Leave out strays by height, width or aspect ratio. Most sets have one size: then a factor of `FAR` is far."""
+    if not seen:
+        return []
+    height, width = np.array([item.shape for item in seen]).T
+    sizes = np.log(np.stack([height, width, width / height], axis=1))
+    away = np.abs(sizes - np.median(sizes, axis=0))
+    far = (away > np.log(FAR) + np.quantile(away, 0.9, axis=0)).any(axis=1)
+    middle = f"{np.median(width):.0f}x{np.median(height):.0f}"
+    skipped.extend(
+        Skipped(item.path, f"{item.shape[1]}x{item.shape[0]} pixels, far from the {middle} in the middle of the set")
+        for item, stray in zip(seen, far, strict=True)
+        if stray
+    )
+    return [item for item, stray in zip(seen, far, strict=True) if not stray]
 
 
 def _source(kept: Sequence[_Seen], remarks: list[str]) -> Source:

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from skimage import data
@@ -144,6 +145,68 @@ def test_sizes_that_vary_widen_what_is_inspected(flat: Path, photographs, write)
     assert found.source.height == (75, 180)
     assert found.source.width == (90, 180)
     assert found.longer_side == 144
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 3000), (700, 700), (144, 400), (60, 60)])
+def test_one_picture_of_another_size_is_skipped_and_widens_nothing(
+    flat: Path, photographs, write, height: int, width: int
+) -> None:
+    write(flat / "odd.png", cv2.resize(photographs[30], (width, height)))
+    found = read_data(flat)
+    assert reasons(found) == {"odd.png": f"{width}x{height} pixels, far from the 144x144 in the middle of the set"}
+    assert found.source.height == found.source.width == (144, 144)
+    assert found.longer_side == 144
+    assert found.remarks == []
+
+
+def test_crops_of_many_sizes_are_all_kept(tmp_path: Path, photographs, write) -> None:
+    for i, image in enumerate(photographs):
+        write(tmp_path / f"{i:02}.png", image[: 60 + 2 * i, : 138 - 2 * i])  # aspect ratios from 1:2.3 to 1:0.4
+    found = read_data(tmp_path)
+    assert len(found.good) == 40
+    assert found.skipped == []
+
+
+def test_pictures_of_a_few_pixels_are_skipped_and_named(flat: Path, photographs, write) -> None:
+    write(flat / "dot.png", photographs[30][:1, :1])
+    write(flat / "line.png", photographs[30][:15, :])
+    write(flat / "enough.png", photographs[30][:16, :16])
+    why = reasons(read_data(flat))
+    assert why["dot.png"] == "1x1 pixels, at least 16 a side are needed"
+    assert why["line.png"] == "144x15 pixels, at least 16 a side are needed"
+    assert "far from the 144x144" in why["enough.png"]
+
+
+def test_test_pictures_of_other_sizes_are_skipped_and_named(tmp_path: Path, photographs, write) -> None:
+    for i, image in enumerate(photographs[:22]):
+        write(tmp_path / "train" / "good" / f"{i}.png", image)
+    write(tmp_path / "test" / "hole" / "dot.png", photographs[31][:1, :1])
+    write(tmp_path / "test" / "hole" / "strip.png", cv2.resize(photographs[32], (3000, 20)))
+    found = read_data(tmp_path)
+    spec = Input(height=144, width=144, source=found.source)
+    _, kept, skipped = load_pictures([image.path for image in found.test], spec, tmp_path / "p.bin")
+    assert kept.size == 0
+    assert {item.path.name: item.reason for item in skipped} == {
+        "dot.png": "1x1 pixels, at least 16 a side are needed",
+        "strip.png": "3000x20 pixels, the bundle was made from 144x144",
+    }
+
+
+def test_damaged_files_are_named_and_the_terminal_stays_clean(
+    flat: Path, photographs, write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cut.jpg", "hole.jpg", "hole.png"):
+        whole = write(flat / name, photographs[30]).read_bytes()
+        middle = len(whole) // 2
+        rest = b"\xff\xd9" if name == "cut.jpg" else whole[middle + 400 :]
+        (flat / name).write_bytes(whole[:middle] + rest)
+    why = reasons(read_data(flat))
+    assert {name: reason.split(" (")[0].split(":")[0] for name, reason in why.items()} == {
+        "cut.jpg": "damaged JPEG",
+        "hole.jpg": "damaged JPEG",
+        "hole.png": "damaged PNG",
+    }
+    assert capfd.readouterr().err == ""
 
 
 def test_a_test_picture_of_a_training_part_is_reported(tmp_path: Path, write) -> None:
