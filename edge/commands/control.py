@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from edge.console import console as make_console
 from edge.control import ask
 from edge.settings import Paths, load_settings
 
@@ -30,7 +31,7 @@ def status(
 ) -> None:
     """Show what the running station does: state, outcomes, counters by cause, latency."""
     socket = _socket(station)
-    console = Console()
+    console = make_console()
     if json:
         console.print_json(json_format.dumps(ask(socket, "status")))
         return
@@ -49,13 +50,13 @@ def status(
 def ack(station: StationFile = None) -> None:
     """Acknowledge the latched fault: the belt's permit returns if all is well again."""
     ask(_socket(station), "ack")
-    Console().print("Acknowledged: the belt may run.")
+    make_console().print("Acknowledged: the belt may run.")
 
 
 def jog_gate(station: StationFile = None) -> None:
     """Cycle the reject gate once. Keep hands off the gate."""
     ask(_socket(station), "jog-gate")
-    Console().print("The gate was told to cycle once.")
+    make_console().print("The gate was told to cycle once.")
 
 
 def _socket(station: Path | None) -> Path:

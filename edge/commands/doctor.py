@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from edge.bundle import BundleError, read_bundle
+from edge.console import console as make_console
 from edge.doctor import examine
 from edge.settings import load_settings
 
@@ -38,7 +38,7 @@ def doctor(
             opened = read_bundle(file)
         except BundleError as error:
             problem = str(error)
-    console = Console(highlight=False)
+    console = make_console()
     findings = [finding._asdict() for finding in examine(settings, opened)]
     if problem:
         findings.append({"area": "bundle", "what": "file", "found": problem, "level": "missing"})

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.check import check_station
+from edge.console import console as make_console
 from edge.errors import BeltlineError
 from edge.judge import Judged
 from edge.services import SERVICES
@@ -37,7 +38,7 @@ def run(
     A station file without a [reject] table is a bench: each picture of the folder or video is a part, and the
     verdicts are printed.
     """
-    console = Console(highlight=False)
+    console = make_console()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     settings = load_settings(station)
     if check:
