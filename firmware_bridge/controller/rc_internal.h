@@ -9,6 +9,7 @@ void rc_parts_clear(struct reject_controller *rc);
 void rc_parts_add(struct reject_controller *rc, uint32_t count, uint32_t at_us);
 uint8_t rc_parts_decide(struct reject_controller *rc, uint32_t part, uint8_t decision, uint8_t reason);
 void rc_parts_condemn_last(struct reject_controller *rc); /* another part is too close to the last latched one */
+void rc_parts_foreign(struct reject_controller *rc); /* an unfollowed part lies at the eye */
 void rc_parts_advance(struct reject_controller *rc); /* decision points and parts past the gate */
 void rc_parts_reject_undecided(struct reject_controller *rc, uint8_t reason);
 void rc_parts_flush(struct reject_controller *rc, uint8_t reason); /* positions are worthless: settle all as FAULT */

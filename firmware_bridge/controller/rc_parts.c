@@ -62,6 +62,15 @@ void rc_parts_condemn_last(struct reject_controller *rc)
     rc_gate_unproven(rc);
 }
 
+void rc_parts_foreign(struct reject_controller *rc)
+{
+    if (rc->last_trigger_known && rc->peak - rc->last_trigger_count <= 2 * rc->parameters.window_after) {
+        rc_parts_condemn_last(rc);
+    } else {
+        rc_gate_unproven(rc);
+    }
+}
+
 void rc_parts_add(struct reject_controller *rc, uint32_t count, uint32_t at_us)
 {
     struct rc_part part = {++rc->last_part, count, RC_UNDECIDED, 0, false};

@@ -230,13 +230,15 @@ void rc_eye(struct reject_controller *rc, bool blocked, uint32_t at_us)
     if (rc->blind_edges++ == 0) {
         rc->blind_us = at_us;
     }
-    if (rc->blind_edges >= RC_BLIND_EDGES && at_us - rc->blind_us >= RC_BLIND_US) {
-        if (rc_permitted(rc)) {
-            rc->counters[RC_ENCODER_LOSSES]++;
-            rc_latch(rc, RC_FAULT_ENCODER);
-        } else { /* perhaps somebody's hand, perhaps a part */
-            rc_gate_unproven(rc);
-        }
+    if (rc->blind_edges < 2 || at_us - rc->blind_us < RC_BLIND_US) {
+        return;
+    }
+    if (rc->blind_edges >= RC_BLIND_EDGES && rc_permitted(rc)) {
+        rc->counters[RC_ENCODER_LOSSES]++;
+        rc_latch(rc, RC_FAULT_ENCODER);
+    } else { /* something went through the eye, and the belt did not: a hand, or a part laid down by it */
+        rc_parts_foreign(rc);
+        rc_gate_update(rc);
     }
 }
 

@@ -623,6 +623,20 @@ class World:
         elif kind == "hello":
             self.nonce += 1
             self.core.say(wire.HELLO, wire.hello_payload(self.nonce, False))
+        elif kind == "epoch":
+            self.core.say(wire.HELLO, wire.hello_payload(self.nonce, True))
+            self.core.epoch = 77
+            self.number.clear()
+            self.core.strobes.clear()
+        elif kind == "hand":  # lays a part on the standing belt, through the eye's beam
+            for level in (not self.blocked(), self.blocked()):
+                for _ in range(7):
+                    self.core.now_us += 10_000
+                    self.wake()
+                self.core.eye(level)
+                self.look()
+            if all(not self.at - 70 < lead < self.at + 10 for lead in self.leads):
+                self.leads.append(self.at - LENGTH)
         elif kind == "mute":
             self.beating = False
         elif kind == "jog":
@@ -646,7 +660,10 @@ EVENTS = st.one_of(
     st.tuples(st.just("jump"), st.sampled_from([-200, -40, 2, 30, 50, 2**31]), st.integers(0, 60)),
     st.tuples(st.just("stall"), st.integers(0, 60)),
     st.tuples(st.just("lost"), st.integers(0, 60), st.sampled_from([0, 100, 2**31 - 20, 2**32 - 20])),
-    st.sampled_from([("parameters",), ("hello",), ("mute",), ("jog",), ("ack",), ("ack",), ("ack",), ("run", 130)]),
+    st.tuples(st.just("hand"), st.booleans()),
+    st.sampled_from(
+        [("epoch",), ("parameters",), ("hello",), ("mute",), ("jog",), ("ack",), ("ack",), ("ack",), ("run", 130)]
+    ),
 )
 
 
