@@ -44,7 +44,6 @@ class Reason(str, Enum):
     BAD_FRAME = "bad_frame"  # FAULT: blank, wrong size or channel count, unreadable
     BAD_SCORE = "bad_score"  # FAULT: not finite
     SCORER_FAILED = "scorer_failed"  # FAULT: the graph raised
-    DRY_RUN = "dry_run"  # the gate is inhibited; the decision is what it would have been
     HEARTBEAT_LOST = "heartbeat_lost"  # FAULT by the controller: the box was silent
     NOT_PERMITTED = "not_permitted"  # FAULT by the controller: fault latched, not acknowledged
     OVERRUN = "overrun"  # FAULT by the controller: more parts than its register holds, or two too close

@@ -57,7 +57,7 @@ def run(
     if bench:
         logging.warning("bench: each picture is a part, triggered softly; nothing is thrown off any belt")
     if dry_run:
-        logging.warning("dry run: the gate is inhibited, nothing is rejected")
+        logging.warning("dry run: the gate is asked to let everything pass, and nothing is meant to be rejected")
     with started(settings, dry_run=dry_run, on_judged=show if bench else None) as running:
         _stop_on_signals(running.stop)
         running.run()

@@ -44,7 +44,7 @@ class LinkSettings(BaseModel):
     )
     gate_window_after_counts: int = Field(
         title="Gate window after",
-        description="The gate is released this far after the leading edge: part length and margin",
+        description="The gate is released this far after the leading edge: part length and margin; longer is FAULT",
         json_schema_extra={"unit": "counts"},
         gt=0,
         lt=1 << 28,
@@ -87,7 +87,7 @@ class LinkSettings(BaseModel):
     encoder_timeout_ms: int = Field(
         100,
         title="Encoder timeout",
-        description="Silence of the encoder, while the gate is set to pass, that throws the part in it",
+        description="Silence of the encoder after which an open gate is set to reject",
         json_schema_extra={"unit": "ms"},
         ge=10,
         le=10000,

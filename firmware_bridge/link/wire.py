@@ -48,7 +48,6 @@ REASON_CODES = {
     Reason.BAD_FRAME: 7,
     Reason.BAD_SCORE: 8,
     Reason.SCORER_FAILED: 9,
-    Reason.DRY_RUN: 10,
     Reason.HEARTBEAT_LOST: 11,
     Reason.NOT_PERMITTED: 12,
     Reason.OVERRUN: 13,
@@ -67,7 +66,7 @@ RESULTS = {
     5: "no parameters were pushed yet",
     6: "no heartbeat from the station",
     7: "the encoder is not connected",
-    8: "parts lie between the eye and the gate",
+    8: "parts lie, or may lie, between the eye and the gate: run the belt empty for one gate distance",
 }
 FAULTS = {
     1: "power-up, not acknowledged",
