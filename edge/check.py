@@ -131,6 +131,8 @@ def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None) 
         assert frame is not None
         if bundle:
             rgb(frame.image, bundle.manifest.input)
+        if source.problem:
+            return Finding("source", source.problem, ok=False)
     except BeltlineError as error:
         return Finding("source", str(error), ok=False)
     except (CaptureError, FrameError) as error:

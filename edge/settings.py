@@ -71,14 +71,16 @@ class FolderSource(Table):
     """Each file of a folder is the picture of one part, in the order of names: part n sees file n."""
 
     kind: Literal["folder"]
-    path: FileName = Field(title="Folder", description="folder of JPEG, PNG, BMP or TIFF pictures")
+    path: FileName = Field(
+        title="Folder", description="folder of JPEG, PNG, BMP or TIFF pictures; parts after the last are FAULT"
+    )
 
 
 class VideoSource(Table):
     """Each frame of a video file is the picture of one part: part n sees frame n."""
 
     kind: Literal["video"]
-    path: FileName = Field(title="Video", description="video file that OpenCV can read")
+    path: FileName = Field(title="Video", description="Motion JPEG in an AVI file; other videos are refused")
 
 
 class CameraSource(Table):

@@ -225,7 +225,7 @@ class Station:
         ordered = sorted(self._total_ms)
         return {
             "state": self.state(),
-            "fault": self._sick or health.fault,
+            "fault": self._sick or health.fault or self.source.problem or None,
             "bundle": self.judge.scorer.bundle.id,
             "graph": self.judge.scorer.graph,
             "recipe": self.judge.recipe,

@@ -78,6 +78,7 @@ class ScriptedSource:
 
     def __init__(self) -> None:
         self.answers: dict[int, Any] = {}
+        self.problem = ""
         self.expected: list[PartId] = []
 
     def open(self) -> None: ...
