@@ -107,7 +107,7 @@ def _source(settings: Settings, bundle: Bundle | None) -> Iterator[Finding]:
         problem = _camera_problem(source.device)
         yield Finding("source", f"camera {source.device}" + (f": {problem}" if problem else ""), not problem)
     elif isinstance(source, (FolderSource, VideoSource)):
-        yield _first_picture(source, bundle)
+        yield _first_picture(source, bundle, bench=settings.reject.kind == "none")
     else:
         there = source.socket.exists()
         yield Finding("source", f"belt {source.socket}" + ("" if there else ": not there: start the simulator"), there)
@@ -121,9 +121,9 @@ def _camera_problem(device: Path) -> str | None:
     return None if os.access(device, os.R_OK | os.W_OK) else "not permitted: join the group `video`"
 
 
-def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None) -> Finding:
+def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None, *, bench: bool) -> Finding:
     try:
-        source = open_source(settings)
+        source = open_source(settings, bench=bench)
         try:
             frame = source.frame(Trigger(PartId(0, 1), 0, 0, 0, 0), 0)
         finally:

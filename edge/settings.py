@@ -80,7 +80,7 @@ class VideoSource(Table):
     """Each frame of a video file is the picture of one part: part n sees frame n."""
 
     kind: Literal["video"]
-    path: FileName = Field(title="Video", description="Motion JPEG in an AVI file; other videos are refused")
+    path: FileName = Field(title="Video", description="Motion JPEG in an AVI file; on a bench any video")
 
 
 class CameraSource(Table):

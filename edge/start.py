@@ -20,6 +20,7 @@ from edge.scorer import choose_scorer, slow_step_ms
 from edge.settings import Settings, SettingsError
 from edge.sources import PictureSource, open_source
 from edge.sources.folder import Folder
+from edge.sources.replay import Replay
 from edge.sources.video import Video
 from edge.station import Station
 from edge.watchdog import Watchdog
@@ -47,7 +48,7 @@ def started(
     judge = Judge(scorer, settings.bundle.recipe, settings.bundle.threshold)
     bench = settings.reject.kind == "none"
     with ExitStack() as stack:
-        source = open_source(settings.source)
+        source = open_source(settings.source, bench=bench)
         stack.callback(source.close)
         journal_file = settings.paths.journal
         if bench and "journal" not in settings.paths.model_fields_set:
@@ -76,5 +77,5 @@ def started(
 
 
 def _bench(source: PictureSource) -> BenchPath:
-    assert isinstance(source, (Folder, Video))  # the settings allow no other source without a reject path
+    assert isinstance(source, (Folder, Video, Replay))  # the settings allow no other source without a reject path
     return BenchPath(len(source))

@@ -220,3 +220,34 @@ def test_noise_is_no_video(tmp_path: Path, noise: bytes, magic: bytes) -> None:
     path.write_bytes(magic + noise)
     with pytest.raises(AviError):
         find_frames(path)
+
+
+@pytest.mark.parametrize(("name", "code"), [("line.mp4", "mp4v"), ("line.avi", "XVID"), ("line.webm", "VP80")])
+def test_a_bench_takes_any_video_and_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, code: str
+) -> None:
+    path = record(tmp_path / name, code)
+    with pytest.raises(SourceError, match="ffmpeg"):
+        opened(path)
+    source = open_source(VideoSource(kind="video", path=path), bench=True)
+    assert "will do for a bench" in caplog.text
+    assert len(source) == FRAMES  # type: ignore[arg-type]
+    frame = source.frame(Trigger(PartId(7, 1), 0, 0, 0, 0), 1)
+    assert frame is not None
+    assert np.abs(frame.image.astype(int) - numbered(1)).mean() < 12, "RGB"
+    assert [seen_by(source, part) for part in range(2, FRAMES + 2)] == [*range(2, FRAMES + 1), Reason.BAD_FRAME]
+    source.close()
+
+
+def test_a_bench_prefers_what_is_certain(tmp_path: Path, recorded: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "line.avi"
+    path.write_bytes(recorded)
+    open_source(VideoSource(kind="video", path=path), bench=True).close()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", b"RIFF\x10\0\0\0AVI LIST"])
+def test_what_is_no_video_is_refused_on_a_bench_too(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.mp4").write_bytes(content)
+    with pytest.raises(SourceError, match="no video that OpenCV can read"):
+        open_source(VideoSource(kind="video", path=tmp_path / "x.mp4"), bench=True)
