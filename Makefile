@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data),)
 export BELTLINE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help demo test check bench bench-compile bench-station bench-bridge bench-calibration constraints clean system
+.PHONY: help demo test check bench bench-compile bench-station bench-bridge bench-calibration soak constraints clean system
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -41,6 +41,10 @@ bench-bridge: out/demo/surface.bundle ## the wires: codec, recovery of link and 
 
 bench-calibration: $(VENV)/installed ## coverage of thresholds and speed of the pure functions
 	$(RUN)python -m benchmarks.calibration
+
+MINUTES ?= 60
+soak: out/demo/surface.bundle ## the line for MINUTES=60: memory, outcomes, latency
+	$(RUN)python -m benchmarks.soak --minutes $(MINUTES)
 
 out/demo/surface.bundle:
 	$(MAKE) demo
