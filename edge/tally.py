@@ -57,6 +57,7 @@ class Tally:
     parts: int = 0  # that reached the gate
     outcomes: dict[str, int] = field(default_factory=dict)  # "REJECT score_above_threshold" -> count
     without_outcome: int = 0  # strobed parts that the journal does not know, and open triggers
+    died_unheard: int = 0  # strobed by a controller that died before it could tell; their gate is judged all the same
     unproven_passed: int = 0  # physically passed, but no ACCEPT in the journal
     wrong_picture: int = 0  # decided from another picture than the part's own
     without_digest: int = 0  # an ACCEPT whose journal row does not say from which picture
@@ -112,7 +113,10 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
         passed = part["gate"] != "thrown"
         mine = [by_id.get(PartId(*strobe)) for strobe in part["strobes"]]
         accepted = any(row is not None and row["decision"] == "ACCEPT" for row in mine)
-        result.without_outcome += mine.count(None)
+        unknown = [PartId(*strobe) for strobe, row in zip(part["strobes"], mine, strict=True) if row is None]
+        died = sum(_died_unheard(part_id, rows) for part_id in unknown)
+        result.died_unheard += died
+        result.without_outcome += len(unknown) - died
         result.unproven_passed += passed and not (accepted or any(map(_died_accepted, mine)))
         result.accepted_thrown += accepted and part["gate"] == "thrown" and not part["belt_stopped"]
         digest = _digest(pictures[part["id"]], spec)
@@ -126,6 +130,12 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
             if not passed:
                 result.overkill.append(part["id"])
     return result
+
+
+def _died_unheard(part_id: PartId, rows: list[Row]) -> bool:
+    """The controller strobed the part and died before its trigger had left: the last of an epoch that has ended."""
+    last = max((row["part"] for row in rows if row["epoch"] == part_id.epoch), default=0)
+    return bool(rows) and rows[-1]["epoch"] != part_id.epoch and part_id.part > last
 
 
 def _died_accepted(row: Row | None) -> bool:

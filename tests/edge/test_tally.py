@@ -117,3 +117,17 @@ def test_a_part_whose_outcome_died_with_the_controller(line: Line, asked: str | 
     assert line.count().broken == ["1 parts passed without a proven ACCEPT"] * broken
     line.rows[1]["reason"] = "late"  # an outcome that the controller did report
     assert line.count().broken == ["1 parts passed without a proven ACCEPT"]
+
+
+def test_a_trigger_that_died_with_its_controller(line: Line) -> None:
+    """Nobody can know of it, and only there: at the end of an epoch that another one followed."""
+    last = line.rows.pop()
+    assert line.count().broken == ["1 parts without an outcome"], "the controller lives"
+    line.rows.append(last | {"epoch": 8, "part": 1})
+    found = line.count()
+    assert (found.died_unheard, found.broken) == (1, [])
+    line.judged[3]["gate"] = "passed"
+    assert line.count().broken == ["1 parts passed without a proven ACCEPT"]
+    line.judged[3]["gate"] = "thrown"
+    del line.rows[1]
+    assert line.count().without_outcome == 1, "a later part of that epoch was heard"
