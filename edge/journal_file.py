@@ -46,9 +46,10 @@ OUTCOME_COLUMNS = (
     *("trigger_count", "outcome_count", "trigger_ns", "wall_ns", "boot_id", "recovered", "dry_run", "input_crc32"),
     "times_ms",
 )
-INSERT_OUTCOME = (
-    f"INSERT OR IGNORE INTO outcome ({', '.join(OUTCOME_COLUMNS)}) "  # noqa: S608 - constants
-    f"VALUES ({', '.join('?' * len(OUTCOME_COLUMNS))})"
+INSERT_OUTCOME = (  # not OR IGNORE: what is ignored takes an id, and the outbox counts missing ids
+    f"INSERT INTO outcome ({', '.join(OUTCOME_COLUMNS)}) "  # noqa: S608 - constants
+    f"SELECT {', '.join(f'?{number}' for number in range(1, len(OUTCOME_COLUMNS) + 1))} "
+    "WHERE NOT EXISTS (SELECT 1 FROM outcome WHERE epoch = ?1 AND part = ?2)"
 )
 SQLITE_MAGIC = b"SQLite format 3\0"
 Write = tuple[str, tuple[Any, ...]]
@@ -89,7 +90,7 @@ def unusable(path: Path) -> str | None:
         if start == SQLITE_MAGIC:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
                 tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables or "journal" in tables:
+            if not tables or {"journal", "boot", "trigger", "outcome"} <= tables:
                 return None
     except PermissionError:
         return f"{path}: not permitted. Give this user the right to read and write it."
@@ -159,7 +160,7 @@ class JournalFile:
                 for statement, values in batch:
                     self._database.execute(statement, values)
                 self._database.execute(FORGET, (self._keep, FORGOTTEN_AT_ONCE))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
             return self._fail(str(error))
         return self._is_there() or self._fail("the file was removed or replaced")
 

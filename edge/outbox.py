@@ -50,6 +50,7 @@ class Outbox:
         self._data_version = -1
         self._last_id = 0  # newest row of the journal
         self._read_id = 0  # newest row taken into `_rows`
+        self._gone_id = 0  # newest row counted as gone
         self._rows: deque[Row] = deque()
         self._sent: deque[_Sent] = deque()
         self._saved: Cursor | None = None
@@ -135,6 +136,7 @@ class Outbox:
     def _advance(self) -> None:
         while self._sent and self._sent[0].done and self.cursor:
             self.cursor = replace(self.cursor, id=self._sent.popleft().row_id)
+        self._settle()
 
     def _open(self) -> sqlite3.Connection:
         file = _identity_of(self._journal)
@@ -147,7 +149,9 @@ class Outbox:
             raise sqlite3.OperationalError("it has no identity yet")
         self._last_id = _last_id(database)
         self._file, self._data_version, self.problem = file, -1, ""
-        self.cursor = self._start(str(found[0]))
+        before, self.cursor = self.cursor, self._start(str(found[0]))
+        if before is None or before.journal != self.cursor.journal or before.id > self.cursor.id:
+            self._gone_id = 0  # of another journal
         self.rewind()
         return database
 
@@ -173,21 +177,33 @@ class Outbox:
             return
         self._data_version = version
         self._last_id = _last_id(database)
-        self._skip_what_is_gone(database)
+        self._pass_over(max(self._read_id, self._last_id - self._backlog_rows))
         rows = database.execute(
             "SELECT * FROM outcome WHERE id > ? ORDER BY id LIMIT ?", (self._read_id, BATCH_ROWS)
         ).fetchall()
-        self._rows.extend(dict(row) for row in rows)
-        self._read_id = rows[-1]["id"] if rows else self._last_id
+        for row in rows:
+            self._pass_over(row["id"] - 1)
+            self._rows.append(dict(row))
+            self._read_id = row["id"]
+        if not rows:
+            self._pass_over(self._last_id)
 
-    def _skip_what_is_gone(self, database: sqlite3.Connection) -> None:
-        """Rows beyond the backlog's bound, or removed from the journal before they were sent."""
-        first = database.execute("SELECT min(id) FROM outcome").fetchone()[0]
-        oldest_kept = max(self._last_id - self._backlog_rows, self._last_id if first is None else first - 1)
-        if self.cursor and not self._sent and oldest_kept > self.cursor.id:
-            self._drop(oldest_kept - self.cursor.id, "backlog")
-            self.cursor = replace(self.cursor, id=oldest_kept)
-            self._read_id = max(self._read_id, oldest_kept)
+    def _pass_over(self, row_id: int) -> None:
+        """What lies up to this id will not be sent: it is beyond the backlog's bound, or gone before its turn.
+
+        Ids follow each other without a gap, so that a jump counts what is gone.
+        """
+        if (gone := row_id - max(self._read_id, self._gone_id)) > 0:
+            self._drop(gone, "backlog")
+            self._gone_id = row_id
+        self._read_id = max(self._read_id, row_id)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Move the cursor over what is gone, once nothing before it is under way."""
+        if self.cursor and not self._sent:
+            settled = self._rows[0]["id"] - 1 if self._rows else self._read_id
+            self.cursor = replace(self.cursor, id=max(self.cursor.id, settled))
 
     def _drop(self, count: int, cause: str) -> None:
         self.counters[f"dropped_{cause}"] += count

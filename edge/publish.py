@@ -15,11 +15,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -248,7 +249,7 @@ def verdict_message(row: Row) -> VerdictMessage:
     )
 
 
-def lock(cursor_file: Path) -> IO[bytes]:
+def lock(cursor_file: Path) -> ExitStack:
     """Hold the cursor for this process alone; the lock goes with the returned file.
 
     Raises:

@@ -237,7 +237,10 @@ def measure_ms(scorer: Scorer) -> float:
 
 
 def slow_step_ms(scorer: Scorer) -> float:
-    """Slowest of 50 whole scores of the largest frame that the bundle takes, milliseconds: about the p99."""
+    """The third slowest of 50 whole scores of the largest frame that the bundle takes, milliseconds.
+
+    About the p95: one or two hiccups of a box that has just started are no property of the recipe.
+    """
     source = scorer.bundle.manifest.input.source
     frame = np.zeros((source.height[1], source.width[1], 3), np.uint8 if source.white == 255 else np.uint16)
     frame[: source.height[1] // 2] = source.white  # a blank frame is refused
@@ -246,4 +249,4 @@ def slow_step_ms(scorer: Scorer) -> float:
         start_ns = time.perf_counter_ns()
         scorer.score(frame if source.channels == 3 else frame[:, :, 0])
         times_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
-    return max(times_ms)
+    return sorted(times_ms)[-3]

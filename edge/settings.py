@@ -159,6 +159,7 @@ class Paths(Table):
     journal_parts: int = Field(
         KEEP,
         ge=10_000,
+        le=1_000_000_000,
         title="Parts kept",
         description="outcomes kept in the journal, about 0.5 kB each; older ones go",
     )

@@ -43,10 +43,10 @@ def started(
     """
     bundle = read_bundle(settings.bundle.path)
     scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads)
-    if problem := too_slow(settings.reject, slow_step_ms(scorer)):
+    bench = settings.reject.kind == "none"
+    if not bench and (problem := too_slow(settings.reject, slow_step_ms(scorer))):
         raise SettingsError(problem)
     judge = Judge(scorer, settings.bundle.recipe, settings.bundle.threshold)
-    bench = settings.reject.kind == "none"
     with ExitStack() as stack:
         source = open_source(settings.source, bench=bench)
         stack.callback(source.close)

@@ -133,9 +133,9 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
 
 
 def _died_unheard(part_id: PartId, rows: list[Row]) -> bool:
-    """The controller strobed the part and died before its trigger had left: the last of an epoch that has ended."""
+    """The controller strobed the part and died before its trigger had left: the next after an ended epoch's last."""
     last = max((row["part"] for row in rows if row["epoch"] == part_id.epoch), default=0)
-    return bool(rows) and rows[-1]["epoch"] != part_id.epoch and part_id.part > last
+    return bool(rows) and rows[-1]["epoch"] != part_id.epoch and part_id.part == last + 1
 
 
 def _died_accepted(row: Row | None) -> bool:

@@ -99,7 +99,7 @@ class Belt:
                     self._count("disconnected")
                 except OSError as error:
                     self._count("open_failed")
-                    self._trouble.begins(f"{error.strerror}. Start the simulator.")
+                    self._trouble.begins(f"{error.strerror or error}. Start the simulator.")
             self._closing.wait(RECONNECT_S)
 
     def _receive(self, camera: socket.socket) -> None:

@@ -52,6 +52,7 @@ class Folder:
             self._unreadable += 1
             raise CaptureError(Reason.BAD_FRAME, f"{file}: {error}", file.name) from error
         self._frames += 1
+        self.problem = ""
         return Frame(trigger.part_id, captured_ns, image, file.name)
 
     def counters(self) -> dict[str, int]:

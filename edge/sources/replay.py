@@ -10,9 +10,9 @@ import logging
 import time
 
 import cv2
-import numpy as np
 
 from edge.frame import Frame
+from edge.picture import rgb_from_opencv
 from edge.settings import VideoSource
 from edge.sources.source import CaptureError, SourceError
 from firmware_bridge.parts import Reason, Trigger
@@ -32,6 +32,7 @@ class Replay:
         if not self._path.is_file():
             raise SourceError(f"{self._path}: no such file. Set path in [source].")
         self._video = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
+        self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # as the camera saw it
         self._stated = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
         if not self._video.isOpened() or self._stated < 1:
             self._video.release()
@@ -61,7 +62,7 @@ class Replay:
             self.problem = f"{self._path}: of {self._stated} frames {self._read} could be read"
             raise CaptureError(Reason.BAD_FRAME, f"{name}: no frame could be read", name)
         self._read = part
-        return Frame(trigger.part_id, captured_ns, np.ascontiguousarray(image[:, :, ::-1], np.uint8), name)
+        return Frame(trigger.part_id, captured_ns, rgb_from_opencv(image), name)
 
     def counters(self) -> dict[str, int]:
         return {"frames": self._read}

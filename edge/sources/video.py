@@ -29,7 +29,7 @@ class Video:
         self._path = settings.path
         self._frames = 0
         self._unreadable = 0
-        self.problem = ""
+        self._damage = self.problem = ""
 
     def open(self) -> None:
         if not self._path.is_file():
@@ -45,7 +45,7 @@ class Video:
         except OSError as error:
             raise SourceError(f"{self._path}: {error.strerror}.") from error
         if broken_at is not None:
-            self.problem = (
+            self._damage = self.problem = (
                 f"{self._path}: damaged at byte {broken_at}: of {self._stated} frames only the first "
                 f"{len(self._places)} are certain. The parts after them are FAULT; record the file again."
             )
@@ -65,8 +65,9 @@ class Video:
         part = trigger.part_id.part
         name = f"{self._path.name} frame {part}"
         if not 0 < part <= self._stated:
-            self.problem = f"{self._path}: {self._stated} frames, none for part {part}"
-            raise CaptureError(Reason.NO_FRAME, self.problem)
+            why = f"{self._path}: {self._stated} frames, none for part {part}"
+            self.problem = self._damage or why
+            raise CaptureError(Reason.NO_FRAME, why)
         if part > len(self._places):
             self._unreadable += 1
             raise CaptureError(Reason.BAD_FRAME, f"{name}: the file is damaged before it", name)
@@ -79,6 +80,7 @@ class Video:
             self._unreadable += 1
             raise CaptureError(Reason.BAD_FRAME, f"{name}: {error}", name) from error
         self._frames += 1
+        self.problem = self._damage
         return Frame(trigger.part_id, captured_ns, image, name)
 
     def counters(self) -> dict[str, int]:

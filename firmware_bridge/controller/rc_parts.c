@@ -43,20 +43,22 @@ static void send_trigger(struct reject_controller *rc, const struct rc_part *par
     rc_send(rc, RC_TRIGGER, 0, payload, sizeof payload);
 }
 
-/* Nothing else may lie in the gate's window: neither the part before, nor one that nobody follows. The belt may have
- * swung back before this edge came. */
-static bool follows_too_close(const struct reject_controller *rc, uint32_t count)
+/* The belt may have swung back before this edge came. */
+static bool too_close_to_last(const struct reject_controller *rc, uint32_t count)
 {
-    const struct rc_parameters *p = &rc->parameters;
     uint32_t since = count - rc->last_trigger_count + RC_REVERSE_LIMIT;
-    return (rc->last_trigger_known && since < p->min_spacing + RC_REVERSE_LIMIT) ||
-           (rc->unproven && rc_ahead(count - p->window_before, rc->unproven_count) < 0);
+    return rc->last_trigger_known && since < rc->parameters.min_spacing + RC_REVERSE_LIMIT;
+}
+
+static bool too_close_to_unfollowed(const struct reject_controller *rc, uint32_t count)
+{
+    return rc->unproven && rc_ahead(count - rc->parameters.window_before, rc->unproven_count) < 0;
 }
 
 void rc_parts_condemn_last(struct reject_controller *rc)
 {
     rc->counters[RC_TOO_CLOSE]++;
-    if (rc->length > 0 && part_at(rc, rc->length - 1)->part >= rc->last_part - 1) {
+    if (rc->length > 0 && part_at(rc, rc->length - 1)->part == rc->last_part) {
         make_fault(part_at(rc, rc->length - 1), RC_OVERRUN);
     }
     rc_gate_unproven(rc);
@@ -73,12 +75,19 @@ void rc_parts_foreign(struct reject_controller *rc)
 
 void rc_parts_add(struct reject_controller *rc, uint32_t count, uint32_t at_us)
 {
+    bool too_close = true;
+    if (too_close_to_last(rc, count)) { /* the gate cannot tell the two apart: neither may pass */
+        rc_parts_condemn_last(rc);
+    } else if (too_close_to_unfollowed(rc, count)) { /* the last part may lie far ahead of both */
+        rc->counters[RC_TOO_CLOSE]++;
+        rc_gate_unproven(rc);
+    } else {
+        too_close = false;
+    }
     struct rc_part part = {++rc->last_part, count, RC_UNDECIDED, 0, false};
-    bool too_close = follows_too_close(rc, count);
     rc->io.strobe(rc->io.user, rc->epoch, part.part);
     send_trigger(rc, &part, at_us);
-    if (too_close) { /* the gate cannot tell the two apart: neither may pass */
-        rc_parts_condemn_last(rc);
+    if (too_close) {
         make_fault(&part, RC_OVERRUN);
     }
     rc->last_trigger_known = true;

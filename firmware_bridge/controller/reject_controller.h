@@ -178,7 +178,8 @@ struct reject_controller {
     uint32_t count;
     uint32_t peak;    /* furthest forward */
     uint32_t lead;    /* counts the belt travels in the actuator delay */
-    uint32_t virtual_count; /* where the belt will be when the actuator has moved; never goes back */
+    uint32_t virtual_count; /* where the belt will be when the actuator has moved; back to
+                             * `peak` when the speed is forgotten, else never back */
     uint32_t count_us;
     bool moved_since_permit;
     uint32_t ring[RC_SPEED_COUNTS];

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge.journal import Journal
-from edge.journal_file import unusable
+from edge.journal_file import INSERT_OUTCOME, OUTCOME_COLUMNS, JournalFile, Write, unusable
 from edge.lock import hold
 from edge.outbox import Outbox
 from edge.tally import journal_rows
@@ -111,3 +111,56 @@ def test_a_journal_stays_one_when_it_is_damaged(file: Path) -> None:
     for damage in (bytes(100) + raw[100:], raw[:5000], b"", raw[:100] + bytes(4000) + raw[4100:]):
         file.write_bytes(damage)
         assert unusable(file) is None
+
+
+def test_whatever_goes_before_its_turn_is_counted_once(tmp_path: Path) -> None:
+    """A broker that acknowledges nothing for longer than the journal remembers, and reconnections on the way."""
+    path = tmp_path / "journal.db"
+    journal = Journal(path, keep=50)
+    journal.open()
+    settle(journal, 7, range(1, 101))
+    outbox = Outbox(path, tmp_path / "cursor", backlog_rows=50)
+    sent: list[tuple[int, int]] = []
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            if row := outbox.next_row():
+                sent.append((row["epoch"], row["part"]))
+                outbox.sent(len(sent))
+
+    send(30)
+    for epoch in (8, 9, 10):
+        settle(journal, epoch, range(1, 201))
+        send(20)
+        outbox.rewind()
+        unacknowledged = len(sent)
+        send(20)
+    for message in range(1, len(sent) + 1):
+        outbox.acknowledged(message)
+    journal.close()
+    while outbox.next_row():
+        send(1)
+        outbox.acknowledged(len(sent))
+    everything = {(7, part) for part in range(1, 101)} | {(e, part) for e in (8, 9, 10) for part in range(1, 201)}
+    assert set(sent) <= everything
+    delivered = sent[unacknowledged:]  # what was under way at a reconnection and is gone counts as dropped
+    assert len(set(delivered)) == len(delivered)
+    assert len(delivered) + outbox.counters["dropped_backlog"] == len(everything)
+    assert outbox.cursor is not None
+    assert (outbox.cursor.id, outbox.backlog) == (len(everything), 0)
+    outbox.close()
+
+
+def test_a_batch_that_is_written_again_leaves_no_hole_in_the_ids(tmp_path: Path) -> None:
+    """A hole would be counted as an outcome that was lost."""
+    file = JournalFile(tmp_path / "journal.db", "boot", lambda _: None, KEEP)
+    values = {"epoch": 7, "decision": "REJECT", "reason": "late", "wall_ns": 0, "boot_id": "boot", "times_ms": "{}"}
+    values |= {"recovered": 0, "dry_run": 0}
+
+    def write(part: int) -> Write:
+        return INSERT_OUTCOME, tuple((values | {"part": part}).get(column) for column in OUTCOME_COLUMNS)
+
+    assert file.commit([write(1), write(2)])
+    assert file.commit([write(1), write(2), write(3)])
+    file.close()
+    assert [row["id"] for row in journal_rows(tmp_path / "journal.db")] == [1, 2, 3]

@@ -68,3 +68,25 @@ def test_a_read_only_disk_keeps_no_station_from_starting(
             hold(file, "taken")
     lock.close()
     hold(file, "taken").close()
+
+
+def test_who_started_on_a_full_disk_owns_the_file_still_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "journal.db"
+    file.touch()
+    really_open = os.open
+
+    def full(path: Path, flags: int, *more: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return really_open(path, flags, *more)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "open", full)
+        lock = hold(file, "taken")
+    assert is_held(file)
+    with pytest.raises(LockError, match="taken"):
+        hold(file, "taken")
+    lock.close()
+    assert not is_held(file)

@@ -219,8 +219,8 @@ class Model:
         if not self.followed:
             self._lose_sight()
             self._condemn(part)
-            if before is not None:
-                self._condemn(before)
+        if near and before is not None:
+            self._condemn(before)
         self.last_latch = count
         if len(self.open_parts()) == self.register:
             self.followed = False
@@ -229,6 +229,14 @@ class Model:
         elif not self.permitted:
             part.decision, part.reason, part.closed = Decision.FAULT, Reason.NOT_PERMITTED, True
         self.parts[len(self.parts) + 1] = part
+
+    def hand(self) -> None:
+        """Something went through the eye while the belt stood; close behind the last part it may touch it."""
+        self.steps = 0
+        if self.last_latch is not None and self.count - self.last_latch <= 50:
+            self._condemn(self.parts[len(self.parts)])
+        self.followed = False
+        self._lose_sight()
 
     def _condemn(self, part: ModelPart) -> None:
         if part.outcome is None:
@@ -339,6 +347,17 @@ class Run:
                 self.core.decide(part, decision, reason, EPOCH ^ 1 if stale else None)
                 if not stale:
                     self.model.decide(part, decision, reason)
+        elif kind == "hand":
+            self.run(1)
+            level = self.model.high
+            self.eye(not level)
+            for _ in range(11):
+                self._wake()
+                self.core.now_us += 2000
+            self.eye(level)
+            self.model.hand()
+            self.compare()
+            self.run(1)
         elif kind == "mute":
             self.beating = False
         elif kind == "jog":
@@ -398,7 +417,7 @@ OPS = st.one_of(
         st.sampled_from([ACCEPT, ACCEPT, *VERDICTS]),
         st.sampled_from([False, False, False, True]),
     ),
-    st.sampled_from([("mute",), ("ack",), ("ack",), ("stall",), ("jump",), ("jog",), ("run", 140)]),
+    st.sampled_from([("mute",), ("ack",), ("ack",), ("stall",), ("jump",), ("jog",), ("hand",), ("run", 140)]),
 )
 
 
@@ -425,6 +444,7 @@ STORIES: list[list[tuple[Any, ...]]] = [
     [("part", 8), ("run", 28), ("part", 8), NOD, ("run", 7), ("part", 8), NOD],  # the third is too close, and too many
     [("part", 12), ("jump",), ("ack",), ("part", 12), NOD],  # right behind one that is not followed any more
     [("part", 5), ("stall",), ("run", 20), ("ack",), ("part", 12), NOD],  # far enough behind such a one
+    [("part", 12), NOD, ("run", 40), ("hand",), ("part", 12), NOD],  # right behind what a hand laid down
     [("jump",), ("run", 30)],  # while a jog runs
     [("eye", True, 20), ("eye", False, 1), ("jump",), ("run", 60), ("part", 12)],  # a jump at the trailing edge
 ]
@@ -694,6 +714,7 @@ PASS = "part->decision = RC_ACCEPT; part->reason = RC_SCORE_BELOW_THRESHOLD;"
 INVERTED = "part->decision = decision == RC_ACCEPT ? RC_REJECT : RC_ACCEPT;\n            part->reason"
 OPEN = "if (part->decision == RC_UNDECIDED) {\n            part->decision"
 AT_GATE = "uint32_t at_gate = part->count + p->gate_distance"
+FAR = "        rc->counters[RC_TOO_CLOSE]++;\n        rc_gate_unproven(rc);\n    } else {"
 SEND = "    rc_send_outcome(rc, outcome);"
 MUTANTS = {
     "off-by-one part": ("rc_parts.c", "part->part != number", "part->part != number + 1"),
@@ -713,7 +734,14 @@ MUTANTS = {
     "outcome twice": ("rc_parts.c", SEND, SEND + SEND),
     "jog over unfollowed parts": ("rc_messages.c", "rc->length > 0 || rc->unproven", "rc->length > 0"),
     "jog goes on": ("rc_gate.c", "    rc->jogging = false;\n", ""),
-    "overrun before spacing": ("rc_parts.c", "if (too_close) {", "if (too_close && rc->length < RC_REGISTER) {"),
+    "overrun before spacing": (
+        "rc_parts.c",
+        "if (too_close_to_last(rc, count)) {",
+        "if (rc->length < RC_REGISTER && too_close_to_last(rc, count)) {",
+    ),
+    "part far ahead condemned": ("rc_parts.c", FAR, "        rc_parts_condemn_last(rc);\n    } else {"),
+    "hand at the eye overlooked": ("reject_controller.c", "        rc_parts_foreign(rc);\n", "        ;\n"),
+    "part before a hand passes": ("rc_parts.c", "rc->peak - rc->last_trigger_count <= 2 *", "1 == 0 *"),
     "counts of before a jump": ("rc_parts.c", "    rc->last_trigger_known = false;\n", ""),
     "tail of an unfollowed part": ("rc_parts.c", "(rc->unproven && rc_ahead", "(false && rc_ahead"),
     "parts that touch": ("reject_controller.c", "        rc_parts_condemn_last(rc);\n", "        ;\n"),
@@ -1062,6 +1090,39 @@ def test_a_part_right_behind_one_that_a_jump_lost_is_not_believed(library: Path,
         run(core, 1)
         assert core.gate == (polarity == "energise_to_reject") or core.count > 1325
     assert [(o.decision, o.reason) for o in core.heard(wire.OUTCOME)][-1] == (Decision.FAULT, Reason.OVERRUN)
+
+
+def test_a_part_close_behind_what_a_hand_laid_down_costs_no_other(core: Core) -> None:
+    core.connect()
+    run(core, 130)
+    core.decide(pass_part(core), *ACCEPT)
+    run(core, 40)
+    for level in (True, False):
+        core.eye(level)
+        wait_ms(core, 30)
+    run(core, 5)
+    core.decide(pass_part(core), *ACCEPT)
+    first, second = (trigger.count for trigger in core.heard(wire.TRIGGER))
+    assert second - first == 70
+    run(core, 200)
+    outcomes = {o.part: (o.decision, o.reason) for o in core.heard(wire.OUTCOME)}
+    assert outcomes == {1: ACCEPT, 2: (Decision.FAULT, Reason.OVERRUN)}
+
+
+def test_a_hand_behind_a_part_beyond_the_register_costs_no_other(small_library: Path) -> None:
+    core = Core(small_library)
+    core.connect()
+    run(core, 130)
+    for _ in range(2):
+        core.decide(pass_part(core), *ACCEPT)
+        run(core, 20)
+    pass_part(core)  # nobody follows it
+    for level in (True, False):
+        core.eye(level)
+        wait_ms(core, 30)
+    run(core, 200)
+    outcomes = {o.part: (o.decision, o.reason) for o in core.heard(wire.OUTCOME)}
+    assert outcomes == {1: ACCEPT, 2: ACCEPT, 3: (Decision.FAULT, Reason.OVERRUN)}
 
 
 def test_a_dry_run_keeps_the_cause(core: Core) -> None:
