@@ -445,6 +445,7 @@ STORIES: list[list[tuple[Any, ...]]] = [
     [("part", 12), ("jump",), ("ack",), ("part", 12), NOD],  # right behind one that is not followed any more
     [("part", 5), ("stall",), ("run", 20), ("ack",), ("part", 12), NOD],  # far enough behind such a one
     [("part", 12), NOD, ("run", 40), ("hand",), ("part", 12), NOD],  # right behind what a hand laid down
+    [("part", 12), NOD, ("hand",), ("run", 60)],  # a hand right behind a part
     [("jump",), ("run", 30)],  # while a jog runs
     [("eye", True, 20), ("eye", False, 1), ("jump",), ("run", 60), ("part", 12)],  # a jump at the trailing edge
 ]
@@ -741,9 +742,9 @@ MUTANTS = {
     ),
     "part far ahead condemned": ("rc_parts.c", FAR, "        rc_parts_condemn_last(rc);\n    } else {"),
     "hand at the eye overlooked": ("reject_controller.c", "        rc_parts_foreign(rc);\n", "        ;\n"),
-    "part before a hand passes": ("rc_parts.c", "rc->peak - rc->last_trigger_count <= 2 *", "1 == 0 *"),
+    "part before a hand passes": ("rc_parts.c", "known && rc->peak -", "known && false && rc->peak -"),
     "counts of before a jump": ("rc_parts.c", "    rc->last_trigger_known = false;\n", ""),
-    "tail of an unfollowed part": ("rc_parts.c", "(rc->unproven && rc_ahead", "(false && rc_ahead"),
+    "tail of an unfollowed part": ("rc_parts.c", "return rc->unproven && rc_ahead", "return false && rc_ahead"),
     "parts that touch": ("reject_controller.c", "        rc_parts_condemn_last(rc);\n", "        ;\n"),
     "gate at pass for the unfollowed": (
         "rc_gate.c",
