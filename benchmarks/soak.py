@@ -12,7 +12,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from itertools import cycle, islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from firmware_bridge.belt.config import TruePart
 DEMO = Path("out/demo")
 PER_MINUTE = 600
 SAMPLE_S = 10.0
+GRACE_S = 120.0
 WATCHED = ("station", "publisher", "controller")
 
 
@@ -45,10 +45,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Rehearsal(Path(folder) / "line", bundle.path, parts) as line:
         line.start_all()
         line.ack()
-        while not (line.judgement / "summary.json").exists():
+        summary_file = line.judgement / "summary.json"
+
+        def sample() -> bool:
             for name in WATCHED:
                 memory_mb[name].append(_resident_mb(line.processes[name].pid))
-            time.sleep(SAMPLE_S)
+            return summary_file.exists()
+
+        line.wait_for(sample, minutes * 60 + GRACE_S, "the belt did not finish", "belt", every_s=SAMPLE_S)
         summary = line.wait_for_belt(10)
         line.wait_for(lambda: open_triggers(line.journal) == 0, 10, "outcomes are missing", "station")
         rows = journal_rows(line.journal)

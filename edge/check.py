@@ -13,15 +13,16 @@ from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
 from edge.journal_file import unusable
 from edge.lock import is_held
-from edge.reject import describe, is_device, too_slow
+from edge.reject import describe, too_slow
 from edge.scorer import Scorer, choose_scorer, measure_ms, slow_step_ms
 from edge.settings import CameraSource, FolderSource, Settings, VideoSource
 from edge.sources import CaptureError, open_source
+from edge.sources.camera import device_problem
 from firmware_bridge.mqtt.settings import MqttSettings
 from firmware_bridge.parts import PartId, Trigger
 
-V4L2_MAJOR = 81
 LONGEST_SOCKET_PATH = 107
+_TOO_LONG = f"longer than the {LONGEST_SOCKET_PATH} bytes that a socket's path may have. Change"
 
 
 class Finding(NamedTuple):
@@ -77,7 +78,9 @@ def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
     default = scorer.bundle.thresholds[scorer.graph]
     chosen = settings.bundle.threshold
     if chosen is not None:
-        yield _own_threshold(chosen, scorer)
+        words = f"{chosen:.6g} from the station file (the bundle's own: {default.value:.6g})"
+        doubt = scorer.doubt(chosen)
+        yield Finding("threshold", f"{words}: {doubt}" if doubt else words, not doubt)
         return
     low, high = default.interval
     notes = (" approximate." if default.approximate else "") + (f" {default.flagged}." if default.flagged else "")
@@ -88,37 +91,18 @@ def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
     )
 
 
-def _own_threshold(chosen: float, scorer: Scorer) -> Finding:
-    """A threshold that turns over the verdict on every golden sample of one kind is a slip of the pen."""
-    default = scorer.bundle.thresholds[scorer.graph].value
-    words = f"{chosen:.6g} from the station file (the bundle's own: {default:.6g})"
-    golden = [sample.scores[scorer.graph] for sample in scorer.bundle.golden.samples]
-    bad, good = [v for v in golden if v > default], [v for v in golden if v <= default]
-    if bad and chosen >= max(bad):
-        return Finding("threshold", f"{words}: it accepts every golden defect. Correct [bundle] threshold.", ok=False)
-    if good and chosen < min(good):
-        return Finding("threshold", f"{words}: it rejects every good golden part. Correct [bundle].", ok=False)
-    return Finding("threshold", words)
-
-
 def _source(settings: Settings, bundle: Bundle | None) -> Iterator[Finding]:
     source = settings.source
     if isinstance(source, CameraSource):
-        problem = _camera_problem(source.device)
+        problem = device_problem(source.device)
         yield Finding("source", f"camera {source.device}" + (f": {problem}" if problem else ""), not problem)
     elif isinstance(source, (FolderSource, VideoSource)):
         yield _first_picture(source, bundle, bench=settings.reject.kind == "none")
+    elif len(os.fsencode(source.socket)) > LONGEST_SOCKET_PATH:
+        yield Finding("source", f"belt {source.socket}: {_TOO_LONG} [source] socket.", ok=False)
     else:
         there = source.socket.exists()
         yield Finding("source", f"belt {source.socket}" + ("" if there else ": not there: start the simulator"), there)
-
-
-def _camera_problem(device: Path) -> str | None:
-    if not device.exists():
-        return "not there: plug it in, or correct [source] device"
-    if not is_device(device, V4L2_MAJOR):
-        return "no video device: correct [source] device"
-    return None if os.access(device, os.R_OK | os.W_OK) else "not permitted: join the group `video`"
 
 
 def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None, *, bench: bool) -> Finding:

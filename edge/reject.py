@@ -52,17 +52,16 @@ def too_slow(settings: Reject, score_ms: float) -> str | None:
     )
 
 
-def is_device(path: Path, major: int | None = None) -> bool:
-    """Whether a path leads to a character device, of a kernel driver's major number or of any but memory's."""
+def _is_serial(path: Path) -> bool:
+    """Whether a path leads to a character device that is not one of memory's, as /dev/null."""
     status = path.stat()
-    found = os.major(status.st_rdev)
-    return stat.S_ISCHR(status.st_mode) and (found == major if major else found != MEMORY_MAJOR)
+    return stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) != MEMORY_MAJOR
 
 
 def _port(device: str, text: str) -> tuple[str, bool]:
     if not Path(device).exists():
         return f"{text}: not there. Plug it in, or correct [reject] in the station file.", False
-    if not is_device(Path(device)):
+    if not _is_serial(Path(device)):
         return f"{text}: no serial port. Correct [reject] in the station file.", False
     if not os.access(device, os.R_OK | os.W_OK):
         return f"{text}: not permitted. Add the user to the group `dialout`.", False

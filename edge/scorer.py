@@ -137,6 +137,16 @@ class Scorer:
         if difference > allowed:
             self._refuse(f"draws a map of {sample.image} that differs by {difference:.3g}, allowed {allowed:.2g}")
 
+    def doubt(self, threshold: float) -> str | None:
+        """Why somebody's own threshold looks like a slip of the pen: it turns over every golden verdict of a kind."""
+        golden = [sample.scores[self.graph] for sample, _, _ in self._golden]
+        bad, good = [v for v in golden if v > self.threshold], [v for v in golden if v <= self.threshold]
+        if bad and threshold >= max(bad):
+            return "it accepts every golden defect. Correct [bundle] threshold."
+        if good and threshold < min(good):
+            return "it rejects every good golden part. Correct [bundle] threshold."
+        return None
+
     def _refuse(self, found: str) -> NoReturn:
         raise ScorerError(
             f"self-test: graph '{self.graph}' {found}. This box computes otherwise: choose another graph in [bundle]."

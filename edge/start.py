@@ -46,7 +46,10 @@ def started(
     bench = settings.reject.kind == "none"
     if not bench and (problem := too_slow(settings.reject, slow_step_ms(scorer))):
         raise SettingsError(problem)
-    judge = Judge(scorer, settings.bundle.recipe, settings.bundle.threshold)
+    own = settings.bundle.threshold
+    if own is not None and (doubt := scorer.doubt(own)):
+        log.warning("[bundle] threshold = %g in place of the bundle's %g: %s", own, scorer.threshold, doubt)
+    judge = Judge(scorer, settings.bundle.recipe, own)
     with ExitStack() as stack:
         source = open_source(settings.source, bench=bench)
         stack.callback(source.close)

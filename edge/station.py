@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from edge.errors import BeltlineError
 from edge.frame import Frame
@@ -29,6 +29,8 @@ from firmware_bridge.parts import Outcome, PartId, Reason, Trigger
 from firmware_bridge.reject_path import RejectPath
 
 log = logging.getLogger(__name__)
+
+Told = TypeVar("Told", Trigger, Outcome, PartId)
 
 FIRST_IDLE_S = 0.025  # soon after a part, so that at a steady pace the self-test is over before the next one
 IDLE_S = LONGEST_PAUSE_MS / 1000  # between self-tests; well inside the heartbeat's step limit of 200 ms
@@ -71,7 +73,8 @@ class Station:
         self._collected_s = 0.0
         self._operational = False
         self._deaf = False
-        path.on_trigger, path.on_outcome, path.on_lost = self._on_trigger, self._on_outcome, self._on_lost
+        path.on_trigger = self._heard(self._on_trigger)
+        path.on_outcome, path.on_lost = self._heard(self._on_outcome), self._heard(self._on_lost)
 
     def stop(self) -> None:
         """End the loop after the part in hand. From any thread, and from a signal handler."""
@@ -81,7 +84,7 @@ class Station:
         """Inspect until `stop`. The source, the path and the journal are open and are closed by the caller.
 
         Raises:
-            StationError: a trigger could not be taken in.
+            StationError: what the reject path told could not be taken in.
 
         """
         gc.collect()
@@ -110,7 +113,9 @@ class Station:
             gc.unfreeze()
             self._watchdog.stopping()
         if self._deaf:
-            raise StationError("a trigger could not be taken in: why stands above. Start the station again.")
+            raise StationError(
+                "what the reject path told could not be taken in: why stands above. Start the station again."
+            )
 
     def _inspect(self, trigger: Trigger) -> None:
         if self._sick:
@@ -158,19 +163,27 @@ class Station:
             self._collected_s = now_s
             gc.collect()
 
+    def _heard(self, take_in: Callable[[Told], None]) -> Callable[[Told], None]:
+        """A box that hears no more must not look healthy: what goes wrong on the path's thread ends the station."""
+
+        def guarded(told: Told) -> None:
+            try:
+                take_in(told)
+            except BaseException:
+                self._deaf = self._stopping = True
+                raise
+
+        return guarded
+
     def _on_trigger(self, trigger: Trigger) -> None:
-        try:
-            with self._noticing:
-                self._notice_epoch(trigger.part_id.epoch)
-            if not self.journal.trigger(trigger):
-                self._count("repeated trigger")
-                return
-            self._count("trigger")
-            self.source.expect(trigger)
-            self._triggers.put(trigger)
-        except BaseException:  # a box that hears no more parts must not look healthy
-            self._deaf = self._stopping = True
-            raise
+        with self._noticing:
+            self._notice_epoch(trigger.part_id.epoch)
+        if not self.journal.trigger(trigger):
+            self._count("repeated trigger")
+            return
+        self._count("trigger")
+        self.source.expect(trigger)
+        self._triggers.put(trigger)
 
     def _notice_epoch(self, epoch: int | None) -> None:
         if epoch is not None and epoch != self._epoch:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -35,10 +36,22 @@ REOPEN_S = 0.5
 OLDEST_STAMP_NS = 1_000_000_000
 ODD_STAMPS = 10  # in a row: no start-up any more
 V4L2_MAJOR = 81  # the kernel's number for video devices
+WHICH = "set device in [source]; `beltline doctor` lists the cameras"
 
 
 class NoCameraError(Exception):
     """The device cannot be opened now. The message is the reason and the next step."""
+
+
+def device_problem(device: Path) -> str | None:
+    """Why no camera can be opened there, with the next step; None where one may be."""
+    try:
+        state = device.stat()
+    except OSError as error:
+        return f"{error.strerror}. Plug the camera in, or {WHICH}."
+    if not stat.S_ISCHR(state.st_mode) or os.major(state.st_rdev) != V4L2_MAJOR:
+        return f"no V4L2 camera. Change it: {WHICH}."
+    return None if os.access(device, os.R_OK | os.W_OK) else "not permitted. Let the user join the group `video`."
 
 
 def open_v4l2(settings: CameraSource) -> cv2.VideoCapture:
@@ -49,18 +62,11 @@ def open_v4l2(settings: CameraSource) -> cv2.VideoCapture:
 
     """
     device = settings.device
-    which = "set device in [source]; `beltline doctor` lists the cameras"
-    try:
-        state = device.stat()
-    except OSError as error:
-        raise NoCameraError(f"{error.strerror}. Plug the camera in, or {which}.") from error
-    if not stat.S_ISCHR(state.st_mode) or os.major(state.st_rdev) != V4L2_MAJOR:
-        raise NoCameraError(f"no V4L2 camera. Change it: {which}.")
-    if not os.access(device, os.R_OK | os.W_OK):
-        raise NoCameraError("not permitted. Let the station's user join the group `video`.")
+    if problem := device_problem(device):
+        raise NoCameraError(problem)
     capture = cv2.VideoCapture(str(device), cv2.CAP_V4L2)
     if not capture.isOpened():
-        raise NoCameraError(f"busy, or no device that captures. Stop what holds it (fuser -v {device}), or {which}.")
+        raise NoCameraError(f"busy, or no device that captures. Stop what holds it (fuser -v {device}), or {WHICH}.")
     for key, value in (
         (cv2.CAP_PROP_FRAME_WIDTH, settings.width),
         (cv2.CAP_PROP_FRAME_HEIGHT, settings.height),

@@ -75,8 +75,8 @@ def test_a_journal_that_is_none(problems: Callable[..., dict], tmp_path: Path, m
         ("reject path", {"rest": PATHS + LINK}, "not there"),
         ("reject path", {"rest": PATHS + LINK.replace("/dev/ttyACM77", "/tmp")}, "no serial port"),
         ("reject path", {"rest": PATHS + LINK.replace("/dev/ttyACM77", "/dev/null")}, "no serial port"),
-        ("source", {"source": CAMERA.format("/dev/video77"), "rest": PATHS + LINK}, "not there"),
-        ("source", {"source": CAMERA.format("/dev/null"), "rest": PATHS + LINK}, "no video device"),
+        ("source", {"source": CAMERA.format("/dev/video77"), "rest": PATHS + LINK}, "No such file"),
+        ("source", {"source": CAMERA.format("/dev/null"), "rest": PATHS + LINK}, "no V4L2 camera"),
     ],
 )
 def test_what_a_start_would_stumble_over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from edge.bundle import Source, read_bundle
+from edge.frame import Score
 from edge.front_end import FrameError, rgb
-from edge.scorer import BadScoreError, Scorer, ScorerError, choose_scorer
+from edge.picture import Picture
+from edge.scorer import BadScoreError, Scorer, ScorerError, choose_scorer, preferred, slow_step_ms
 
 MakeBundle = Callable[..., Path]
 
@@ -181,3 +184,26 @@ def test_a_graph_outside_the_contract_is_refused(
     bundle = read_bundle(make_bundle(graphs={"float": spoil(tiny.graph())}))
     with pytest.raises(ScorerError, match=message):
         Scorer(bundle, "float")
+
+
+def test_a_hiccup_of_the_box_does_not_count_as_the_recipes_step(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(read_bundle(make_bundle()), "float")
+    really_score, calls = scorer.score, 0
+
+    def score(frame: Picture) -> Score:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 20):
+            time.sleep(0.3)
+        return really_score(frame)
+
+    monkeypatch.setattr(scorer, "score", score)
+    assert slow_step_ms(scorer) < 250
+    monkeypatch.setattr(scorer, "score", lambda frame: time.sleep(0.01))
+    assert slow_step_ms(scorer) >= 10
+
+
+def test_reduced_graphs_come_first() -> None:
+    assert preferred(["float", "int8"]) == preferred(["int8", "float"]) == ["int8", "float"]
