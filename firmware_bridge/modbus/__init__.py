@@ -19,9 +19,10 @@ PLC block, from `plc_base`: 128 registers
 
 Box block, from `box_base`: 52 registers
 
-    0       heartbeat              changes every 100 ms while scoring steps; unchanged for 300 ms = fault, reject all
+    0       heartbeat              changes every 100 ms without box fault; unchanged for 300 ms = fault, reject all
     1       acknowledge            changes when a person acknowledges the latched fault
-    2       box fault code         0 none, 1 scoring stands still, 2 epoch refused, 3 wrong register map
+    2       box fault code         0 none, 1 scoring stands still, 2 epoch refused, 3 wrong register map,
+                                   4 gate held without dry run
     3       flags                  bit 0: hold the gate in its passing state (dry run)
     4 + 6s  epoch (2), part (2), decision, check = 0xFFFF xor the five registers before it
 

@@ -19,7 +19,7 @@ from firmware_bridge.reject_path import Memory, PathHealth
 HEARTBEAT_NS = 100_000_000
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 1.0
 FAILURES_TO_RECONNECT = 3
-OK, STANDING_STILL, EPOCH_REFUSED, WRONG_MAP = range(4)  # box fault codes
+OK, STANDING_STILL, EPOCH_REFUSED, WRONG_MAP, GATE_HELD = range(5)  # box fault codes
 
 log = logging.getLogger(__name__)
 
@@ -281,10 +281,11 @@ class ModbusPath:
         self._next_heartbeat_ns = now_ns + HEARTBEAT_NS
         limit_ns = self._settings.step_limit_ms * 1_000_000
         fresh = self._stepped_ns is not None and now_ns - self._stepped_ns < limit_ns
+        held = self._header is not None and self._header.status & r.INHIBITED and not self._inhibit
         if self._refused:
             fault = EPOCH_REFUSED if self._header and self._header.layout == r.LAYOUT else WRONG_MAP
         else:
-            fault = OK if fresh else STANDING_STILL
+            fault = GATE_HELD if held else OK if fresh else STANDING_STILL
         if fault == OK:
             self._heartbeat = (self._heartbeat + 1) % 2**16
         while self._acks:
@@ -304,8 +305,8 @@ _NOT_CONFIRMED = (
     "passing state while bit 0 of the box's flags is set, and say so"
 )
 _HELD = (
-    "the PLC holds its gate (status bit 3) although no dry run was asked for: nothing is rejected; release the gate at "
-    "the PLC, or run with --dry-run"
+    "the PLC holds its gate (status bit 3) although no dry run was asked for: nothing is rejected, so the belt is "
+    "stopped; release the gate at the PLC and acknowledge, or run with --dry-run"
 )
 _PLAIN = {
     Decision.ACCEPT: Reason.SCORE_BELOW_THRESHOLD,

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from firmware_bridge.modbus import registers as r
+
 
 class ModbusSettings(BaseModel):
     """The PLC, how to reach it, and where its registers are. The map itself is in docs/modbus.md."""
@@ -43,3 +45,10 @@ class ModbusSettings(BaseModel):
             raise ValueError("transport tcp needs host, the PLC's name or address")
         if self.transport == "rtu" and not self.device:
             raise ValueError("transport rtu needs device, for example /dev/ttyUSB0")
+        plc_end, box_end = self.plc_base + r.PLC_WORDS, self.box_base + r.BOX_WORDS
+        if self.plc_base < box_end and self.box_base < plc_end:
+            raise ValueError(
+                f"plc_base = {self.plc_base} (registers {self.plc_base} to {plc_end - 1}) and box_base = "
+                f"{self.box_base} (registers {self.box_base} to {box_end - 1}) overlap: each would write over the "
+                "other's registers; move one of them"
+            )

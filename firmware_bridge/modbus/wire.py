@@ -18,6 +18,7 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.framer import FramerType
 from pymodbus.pdu import ModbusPDU
 
+from firmware_bridge.modbus import registers as r
 from firmware_bridge.modbus.settings import ModbusSettings
 
 logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)  # it shouts on each try; the path says it once
@@ -100,7 +101,7 @@ class Wire:
             raise WireError(
                 "exceptions",
                 f"{self.where} answers exception {response.exception_code}: check plc_base and box_base in [reject], "
-                "where 128 and 52 holding registers must be",
+                f"where {r.PLC_WORDS} and {r.BOX_WORDS} holding registers must be",
             )
         return response
 

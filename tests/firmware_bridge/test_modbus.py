@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from pymodbus.server import ModbusSerialServer, ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
@@ -581,10 +582,50 @@ def test_a_gate_that_is_not_as_asked_is_not_ready(inhibit: bool, fault: str) -> 
     plc = Plc()
     plc.holds_gate = not inhibit
     with tcp(plc, inhibit=inhibit) as (_, box):
-        wait(lambda: plc.memory[BOX + 3] == inhibit and plc.memory[BOX] > 0)
+        wait(lambda: plc.memory[BOX + 2] == (0 if inhibit else 4))
         wait(lambda: fault in str(box.path.health().fault))
         assert not box.path.health().ready
         assert box.path.health().inhibited is not inhibit
         plc.holds_gate = None
         wait(lambda: box.path.health().ready)
         assert box.path.health().fault is None
+
+
+def test_a_gate_held_unasked_stops_the_belt() -> None:
+    """Nothing would be rejected: it must not run on."""
+    plc = Plc()
+    with tcp(plc) as (_, box):
+        wait(lambda: box.path.health().permit)
+        plc.holds_gate = True
+        wait(lambda: plc.fault, timeout_s=2)
+        assert plc.memory[BOX + 2] == 4
+        wait(lambda: not box.path.health().permit)
+        plc.holds_gate = None
+        wait(lambda: plc.memory[BOX + 2] == 0)
+        assert plc.fault
+        box.path.ack()
+        wait(lambda: box.path.health().permit)
+
+
+def test_a_dry_run_that_is_not_confirmed_leaves_the_belt_running() -> None:
+    """The gate goes on rejecting: nobody is let down by it."""
+    plc = Plc()
+    plc.holds_gate = False
+    with tcp(plc, inhibit=True) as (_, box):
+        wait(lambda: plc.memory[BOX + 3] == 1)
+        beat = plc.memory[BOX]
+        wait(lambda: plc.memory[BOX] > beat + 5)
+        assert plc.memory[BOX + 2] == 0
+        assert not box.path.health().ready
+        assert not plc.fault
+
+
+@pytest.mark.parametrize(("plc_base", "box_base"), [(0, 50), (0, 127), (200, 149), (200, 251), (7, 7)])
+def test_blocks_that_overlap_are_refused(plc_base: int, box_base: int) -> None:
+    with pytest.raises(ValidationError, match=rf"plc_base = {plc_base} .* box_base = {box_base} .* overlap"):
+        ModbusSettings(host="plc", plc_base=plc_base, box_base=box_base)
+
+
+@pytest.mark.parametrize(("plc_base", "box_base"), [(0, 128), (200, 148), (52, 0)])
+def test_blocks_may_touch(plc_base: int, box_base: int) -> None:
+    ModbusSettings(host="plc", plc_base=plc_base, box_base=box_base)
