@@ -74,7 +74,8 @@ class LinkSettings(BaseModel):
     polarity: Literal["energise_to_pass", "energise_to_reject"] = Field(
         "energise_to_pass",
         title="Gate polarity",
-        description="energise_to_pass throws every part when power or controller fail",
+        description="energise_to_pass throws every part when power or controller fail; "
+        "energise_to_reject needs an actuator for continuous duty: it stays energised while the belt pauses",
     )
     heartbeat_timeout_ms: int = Field(
         300,
