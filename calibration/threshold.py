@@ -10,14 +10,18 @@ calibration parts (exchangeable), the rate above the score of rank r follows Bet
 Beta(n-r, r+1). The threshold lies between the two, so the upper bound comes from the first and the lower from the
 second: the interval holds wherever in the gap the threshold lies. Ties only lower the rate.
 
-All of it counts physical parts: several pictures of one part are one observation, its largest score.
+All of it counts physical parts. The line sees a part once, in one of the pictures that might have been taken of it: so
+each of m pictures of a part counts for 1/m of it, and `rank r` is where the parts counted so add up to r. One picture
+per part gives the plain rule. With more the interval is approximate, for pictures of one part are alike.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +31,7 @@ SMALLEST_CALIBRATION = 20  # parts
 OUTLYING = 1.5  # interquartile ranges: a gap beside the threshold that wide has an outlier on its far side
 DEFAULT_TARGET = 0.01
 DEFAULT_ABOVE = 3  # parts expected above a default threshold at least: one or two odd parts must not decide it
+ROUNDING = 1e-6  # parts: of sums of shares
 TAIL_SHARE = 0.2  # of the parts, at most
 TAIL_LEAST = 100  # parts: of fewer, the share is too few exceedances
 TAIL_RESAMPLES = 400
@@ -67,8 +72,8 @@ def set_threshold(
         CalibrationError: fewer than 20 parts, a score that is not finite, all scores equal, target outside (0, 1).
 
     """
-    ordered, words = _part_scores(scores, target, groups)
-    n = len(ordered)
+    found = _part_scores(scores, target, groups)
+    ordered, n = found.ordered, len(found.largest)
     flags = []
     used = target
     if not supported(n, target):
@@ -79,32 +84,33 @@ def set_threshold(
             f"extrapolate with --tail-model (from {TAIL_LEAST} parts on)"
         )
     rank = rank_for(n, used)
-    at = ordered[rank - 1]
+    place = int(np.searchsorted(found.upto, rank - ROUNDING))
+    at = ordered[place]
     if rank < n:
-        gap = ordered[rank] - at
+        gap = ordered[place + 1] - at
         rule = f"score of rank {rank} of {n}, moved half-way to the next"
     else:
-        gap = at - ordered[-2]
+        gap = at - found.largest[-2]
         rule = f"largest of {n} scores plus half its gap to the one below"
         flags.append(f"the threshold hangs on the single largest score of {n} good parts")
-    if gap > 0 and gap > OUTLYING * (ordered[(3 * n) // 4] - ordered[n // 4]):
+    if gap > 0 and gap > OUTLYING * (ordered[(3 * ordered.size) // 4] - ordered[ordered.size // 4]):
         flags.append(
             f"the threshold moved up by half of an unusually wide gap ({gap:.4g}): look at the good "
             f"parts of the {n - min(rank, n - 1)} largest score(s), they may not be good"
         )
     if gap == 0:
-        rule += f"; tied with its neighbour, so not moved ({int(np.sum(ordered == at))} parts have this score)"
+        rule += f"; tied with its neighbour, so not moved ({int(np.sum(ordered == at))} pictures have this score)"
     value = float(at + gap / 2)
     if cross_fitted:
         rule += "; cross-fitted, approximate"
     return ThresholdResult(
         value=value,
-        rule=f"{rule}{words}",
+        rule=f"{rule}{found.pictures}{', each counted as its share of its part' if found.pictures else ''}",
         rank=rank,
         parts=n,
         target_false_reject=used,
         interval=false_reject_interval(n, rank),
-        approximate=cross_fitted,
+        approximate=cross_fitted or ordered.size > n,
         flagged="; ".join(flags),
     )
 
@@ -157,10 +163,10 @@ def tail_threshold(
 
     A model, labelled as one: it assumes that the tail goes on beyond the largest score as it began. The interval is
     the 95 % bootstrap interval of the rate under the fitted model. Arguments and errors as for `set_threshold`, and
-    at least 100 parts.
+    at least 100 parts; a part with several pictures counts once, with its largest score.
     """
-    ordered, words = _part_scores(scores, target, groups)
-    n = len(ordered)
+    found = _part_scores(scores, target, groups)
+    ordered, n = found.largest, len(found.largest)
     exceedances = int(TAIL_SHARE * n)
     check_tail(n)
     if target >= exceedances / n:
@@ -174,7 +180,8 @@ def tail_threshold(
     low, high = np.quantile(rates, [0.025, 0.975])
     return ThresholdResult(
         value=_tail_quantile(model, target),
-        rule=f"tail model: generalised Pareto on the top {exceedances} of {n} scores, shape {model.shape:.2f}{words}",
+        rule=f"tail model: generalised Pareto on the top {exceedances} of {n} scores, shape {model.shape:.2f}"
+        + (f"{found.pictures}, of each part its largest score" if found.pictures else ""),
         rank=None,
         parts=n,
         target_false_reject=target,
@@ -194,8 +201,14 @@ def check_tail(parts: int) -> None:
         )
 
 
-def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | None) -> tuple[NDArray[np.float64], str]:
-    """Give the scores of the parts in ascending order, and the words that say how pictures became parts."""
+class _PartScores(NamedTuple):
+    ordered: NDArray[np.float64]  # [pictures], ascending
+    upto: NDArray[np.float64]  # [pictures], parts counted up to and with each: a picture is its share of its part
+    largest: NDArray[np.float64]  # [parts], ascending: of each part its largest score
+    pictures: str  # how pictures became parts, for people
+
+
+def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | None) -> _PartScores:
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
         raise CalibrationError(f"scores of shape {values.shape}; expected one number per picture")
@@ -207,28 +220,30 @@ def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | No
             f"{bad.size} of {values.size} scores are not finite, the first is number {bad[0]} ({values[bad[0]]}): "
             "the model is broken or diverged; fit it again"
         )
-    words = ""
-    pictures = values.size
-    if groups is not None:
-        if len(groups) != pictures:
-            raise CalibrationError(f"{len(groups)} groups for {pictures} scores: one per picture is needed")
-        largest: dict[object, float] = {}
-        for group, score in zip(groups, values.tolist(), strict=True):
-            largest[group] = max(score, largest.get(group, score))
-        values = np.array(list(largest.values()))
-        if values.size < pictures:
-            words = f"; {pictures} pictures of {values.size} parts, each part counted once with its largest score"
-    if values.size < SMALLEST_CALIBRATION:
+    names = range(values.size) if groups is None else groups
+    if len(names) != values.size:
+        raise CalibrationError(f"{len(names)} groups for {values.size} scores: one per picture is needed")
+    members: dict[object, list[float]] = defaultdict(list)
+    for name, score in zip(names, values.tolist(), strict=True):
+        members[name].append(score)
+    if len(members) < SMALLEST_CALIBRATION:
         raise CalibrationError(
-            f"{values.size} good parts are too few to set a threshold: at least {SMALLEST_CALIBRATION} are needed, "
+            f"{len(members)} good parts are too few to set a threshold: at least {SMALLEST_CALIBRATION} are needed, "
             "better 100 or more. Add pictures of further good parts."
         )
-    ordered = np.sort(values)
-    if ordered[0] == ordered[-1]:
+    if values.min() == values.max():
         raise CalibrationError(
-            f"all {values.size} parts score {ordered[0]}: the model tells no two parts apart; fit it again"
+            f"all {len(members)} parts score {values[0]}: the model tells no two parts apart; fit it again"
         )
-    return ordered, words
+    order = np.argsort(values, kind="stable")
+    shares = np.array([1 / len(members[name]) for name in names])
+    many = values.size > len(members)
+    return _PartScores(
+        ordered=values[order],
+        upto=np.cumsum(shares[order]),
+        largest=np.sort([max(scores) for scores in members.values()]),
+        pictures=f"; {values.size} pictures of {len(members)} parts" if many else "",
+    )
 
 
 def supported(n: int, target: float) -> bool:

@@ -115,8 +115,8 @@ def warn_of_blindness(found: Evidence, target: float | None) -> None:
 
 def _without_oddest(found: Evidence, name: GraphName, target: float | None) -> str:
     """What the threshold would find without the parts that it let stand above it, as a hint and no more."""
-    limit = found.thresholds[name].value
-    above = max(1, len({found.good_groups[i] for i in np.flatnonzero(found.good_scores[name] > limit)}))
+    limit = found.thresholds[name]
+    above = max(1, limit.parts - limit.rank) if limit.rank else 1
     odd = found.good_groups[oddest_parts(found, name, above)]
     kept = ~np.isin(found.good_groups, odd)
     groups = found.good_groups[kept].tolist()

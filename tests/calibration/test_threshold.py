@@ -84,7 +84,7 @@ def test_ties_are_said_and_reject_no_more_than_promised() -> None:
     result = set_threshold(scores, 0.3)  # ranks 70 and 71 are both 1.0
     assert result.value == 1.0
     assert "tied" in result.rule
-    assert "50 parts have this score" in result.rule
+    assert "50 pictures have this score" in result.rule
 
 
 def test_an_outlier_beside_the_threshold_is_named() -> None:
@@ -101,14 +101,41 @@ def test_a_tie_at_the_top_is_flagged_and_does_not_move() -> None:
     assert result.flagged
 
 
-def test_pictures_of_one_part_count_once_with_their_largest_score() -> None:
-    rng = np.random.default_rng(1)
-    scores = rng.normal(size=180)
-    groups = np.repeat(np.arange(60), 3)
-    grouped = set_threshold(scores, 0.05, groups=groups.tolist())
-    largest = set_threshold(scores.reshape(60, 3).max(axis=1), 0.05)
-    assert (grouped.value, grouped.parts, grouped.interval) == (largest.value, 60, largest.interval)
-    assert "180 pictures of 60 parts" in grouped.rule
+def test_each_picture_counts_as_its_share_of_its_part() -> None:
+    """As a slow count says: the parts up to the score of the threshold's rank add up to that rank."""
+    scores = [*range(30), 100, 101, 102, 103]
+    groups = [*range(10), *np.repeat(np.arange(10, 20), 2), *range(16, 20)]  # parts 16 to 19 have three pictures
+    found = set_threshold(scores, 0.1, groups=groups)
+    counted, at = Fraction(0), 0
+    for at, (_, group) in enumerate(sorted(zip(scores, groups, strict=True))):  # noqa: B007
+        counted += Fraction(1, groups.count(group))
+        if found.rank is not None and counted >= found.rank:
+            break
+    ordered = sorted(scores)
+    assert found.value == (ordered[at] + ordered[at + 1]) / 2
+    assert (found.rank, found.parts, found.interval) == (19, 20, false_reject_interval(20, 19))
+    assert found.approximate
+    assert "34 pictures of 20 parts, each counted as its share of its part" in found.rule
+
+
+@given(st.integers(1, 5), st.integers(0, 2**32 - 1), st.floats(0.02, 0.5))
+def test_pictures_that_say_the_same_change_nothing(copies: int, seed: int, target: float) -> None:
+    """Each part photographed several times with one score is the part photographed once."""
+    scores = np.random.default_rng(seed).normal(size=60)
+    once = set_threshold(scores, target)
+    often = set_threshold(np.repeat(scores, copies), target, groups=np.repeat(np.arange(60), copies).tolist())
+    assert (often.rank, often.value, often.interval) == (once.rank, once.value, once.interval)
+
+
+def test_the_rate_on_the_line_is_that_of_one_picture_per_part() -> None:
+    """600 parts under six lights: the share of single pictures above the threshold is the target, not far below."""
+    rng = np.random.default_rng(5)
+    rates = []
+    for _ in range(40):
+        parts = rng.normal(size=(600, 1)) + rng.normal(size=(600, 6))
+        found = set_threshold(parts[:300].reshape(-1), 0.05, groups=np.repeat(np.arange(300), 6).tolist())
+        rates.append(np.mean(parts[300:] > found.value))
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.006)
 
 
 def test_cross_fitted_is_labelled() -> None:

@@ -101,7 +101,7 @@ def test_the_oddest_parts_are_named_once_each_and_what_the_threshold_would_be_wi
     scores[[0, 1, 7]] = 30, 20, 10  # the first two show part 0, the third part 3
     found.good_scores = {"float": scores}
     assert oddest_parts(found, "float") == [0, 7, 39]
-    found.thresholds = {"float": replace(found.thresholds["float"], value=15.0)}
+    found.thresholds = {"float": replace(found.thresholds["float"], value=15.0, parts=22, rank=21)}
     found.other_scores, found.other_name = {"float": np.array([11.0, 12.0, 16.0])}, "painted defects"
     warn_of_blindness(found, 0.05)
     # 21 parts remain, rank 21 of 21 is asked for: 10 and half its gap to 2
