@@ -98,7 +98,9 @@ def test_a_known_error_is_json_too_where_json_was_asked_for(
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.4, 0.8])
-@pytest.mark.parametrize("command", [["run", "none.toml"], ["doctor", "--json"], ["compile", "none", "-o", "x.bundle"]])
+@pytest.mark.parametrize(
+    "command", [["run", "none.toml"], ["doctor", "--json"], ["compile", "none", "-o", "x.bundle", "--json"]]
+)
 def test_an_early_interruption_is_one_line(command: list[str], delay_s: float, tmp_path: Path) -> None:
     """At any moment after the interpreter is up; a fast command may have ended by itself, in its own way."""
     ended = {"run": (1,), "doctor": (0, 1), "compile": (1,)}[command[0]]
