@@ -8,7 +8,11 @@ one-line help stands in the table below. Imports that take time wait until Ctrl-
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,12 +91,28 @@ def _main(arguments: list[str]) -> int:
         return FAILED
 
 
+def _load(entry: EntryPoint) -> Callable[..., None]:
+    """Import a command. Ctrl-C ends the process at once: an extension module makes an ImportError of its exception."""
+
+    def end(*_: object) -> None:
+        os.write(2, b"beltline: interrupted\n")
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        return entry.load()  # type: ignore[no-any-return]
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        return entry.load()  # type: ignore[no-any-return]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _call(entry: EntryPoint, arguments: list[str]) -> int:
     import typer  # noqa: PLC0415
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name=entry.name, epilog="Exit codes: " + "; ".join(f"{c} {t}" for c, t in EXIT_CODES.items()))(
-        entry.load()
+        _load(entry)
     )
     try:
         app(args=arguments, prog_name=f"beltline {entry.name}")
