@@ -7,6 +7,7 @@ one-line help stands in the table below. Imports that take time wait until Ctrl-
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ EXIT_CODES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the exit code of an ending process stands
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
