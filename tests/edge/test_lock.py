@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_a_folder_that_cannot_hold_it_is_named(tmp_path: Path, folder: str) -> N
     assert not is_held(tmp_path / folder / "journal.db")
 
 
+def opening(refusal: int) -> Callable[..., int]:
+    """`os.open` on a disk that makes no new file."""
+    really_open = os.open
+
+    def refuse_new(path: Path, flags: int, *more: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(refusal, os.strerror(refusal), str(path))
+        return really_open(path, flags, *more)
+
+    return refuse_new
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_read_only_disk_keeps_no_station_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool
@@ -54,14 +67,7 @@ def test_a_read_only_disk_keeps_no_station_from_starting(
     file = tmp_path / "journal.db"
     if there:
         file.touch()
-    really_open = os.open
-
-    def read_only(path: Path, flags: int, *more: int) -> int:
-        if flags & os.O_CREAT:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        return really_open(path, flags, *more)
-
-    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(os, "open", opening(errno.EROFS))
     lock = hold(file, "taken")
     if there:
         with pytest.raises(LockError, match="taken"):
@@ -75,15 +81,8 @@ def test_who_started_on_a_full_disk_owns_the_file_still_when_there_is_room(
 ) -> None:
     file = tmp_path / "journal.db"
     file.touch()
-    really_open = os.open
-
-    def full(path: Path, flags: int, *more: int) -> int:
-        if flags & os.O_CREAT:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return really_open(path, flags, *more)
-
     with monkeypatch.context() as disk:
-        disk.setattr(os, "open", full)
+        disk.setattr(os, "open", opening(errno.ENOSPC))
         lock = hold(file, "taken")
     assert is_held(file)
     with pytest.raises(LockError, match="taken"):
