@@ -3,7 +3,9 @@
 The PLC is the Modbus server; it owns photo-eye, encoder, shift register and gate. The box is the client, polls the
 PLC's block (function 3) and writes its own (function 16). All registers are holding registers; 32-bit values take two,
 high word first unless `word_order` says otherwise. Parts live in rings of eight slots, slot = part modulo 8, so that a
-busy box or a slow line may fall eight parts behind before one is lost. docs/modbus.md is the page for PLC programmers.
+busy box or a slow line may fall eight parts behind before one is lost. More than eight parts may be between photo-eye
+and gate: a decision waits until the part before it in its slot has its outcome. docs/modbus.md is the page for PLC
+programmers.
 
 PLC block, from `plc_base`: 128 registers
 
@@ -20,10 +22,10 @@ PLC block, from `plc_base`: 128 registers
 Box block, from `box_base`: 52 registers
 
     0       heartbeat              changes every 100 ms without box fault; unchanged for 300 ms = fault, reject all
-    1       acknowledge            changes when a person acknowledges the latched fault
-    2       box fault code         0 none, 1 scoring stands still, 2 epoch refused, 3 wrong register map,
+    1       box fault code         0 none, 1 scoring stands still, 2 epoch refused, 3 wrong register map,
                                    4 gate held without dry run
-    3       flags                  bit 0: hold the gate in its passing state (dry run)
+    2       flags                  bit 0: hold the gate in its passing state (dry run)
+    3       acknowledge            written only when a person acknowledges the latched fault: the value found, plus 1
     4 + 6s  epoch (2), part (2), decision, check = 0xFFFF xor the five registers before it
 
 decision: 1 ACCEPT, 2 REJECT, 3 FAULT. reason: 1 as the box asked, 2 late, 3 no verdict, 4 heartbeat lost, 5 not

@@ -18,6 +18,7 @@ from firmware_bridge.reject_path import Memory, PathHealth
 
 HEARTBEAT_NS = 100_000_000
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 1.0
+ACK_VOID_NS = 1_000_000_000  # a person's word for the belt as it is now, not for whenever the wire is back
 FAILURES_TO_RECONNECT = 3
 OK, STANDING_STILL, EPOCH_REFUSED, WRONG_MAP, GATE_HELD = range(5)  # box fault codes
 
@@ -46,7 +47,7 @@ class ModbusPath:
         self._wire = Wire(settings)
         self._decisions: deque[Verdict] = deque()
         self._counters: Counter[str] = Counter()
-        self._acks: deque[None] = deque()  # wanted by people, not yet written
+        self._ack_asked_ns: int | None = None  # by a person, not yet written
         self._problem: str | None = "not connected yet"
         self._header: r.Header | None = None  # of the last poll; None while not connected
         self._epoch: int | None = None  # accepted
@@ -55,7 +56,7 @@ class ModbusPath:
         self._last_part = self._last_settled = 0
         self._waiting: dict[int, _Waiting] = {}
         self._stepped_ns: int | None = None
-        self._heartbeat = self._ack = 0
+        self._heartbeat = 0
         self._next_heartbeat_ns = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="modbus", daemon=True)
@@ -74,7 +75,7 @@ class ModbusPath:
         self._stepped_ns = time.monotonic_ns()
 
     def ack(self) -> None:
-        self._acks.append(None)
+        self._ack_asked_ns = time.monotonic_ns()
 
     def jog_gate(self) -> None:
         raise RuntimeError("the gate belongs to the plant's PLC: cycle it there")
@@ -84,16 +85,16 @@ class ModbusPath:
         status = header.status if header else 0
         inhibited = bool(status & r.INHIBITED)
         as_asked = inhibited == self._inhibit
-        fault = self._refused
-        if header and not fault and not as_asked:
-            fault = _NOT_CONFIRMED if self._inhibit else _HELD
+        faults = [self._refused] if self._refused else []
+        if header and not self._refused and not as_asked:
+            faults.append(_NOT_CONFIRMED if self._inhibit else _HELD)
         if header and status & r.FAULT:
-            fault = f"the PLC has latched its fault {header.fault_code}"
+            faults.append(f"the PLC has latched its fault {header.fault_code}")
         return PathHealth(
             connected=header is not None and self._thread.is_alive(),
             ready=bool(status & r.READY) and self._epoch is not None and self._refused is None and as_asked,
             permit=bool(status & r.PERMIT),
-            fault=fault or self._problem,
+            fault="; ".join(faults) or self._problem,
             epoch=self._epoch,
             inhibited=inhibited,
             counters=dict(self._counters),
@@ -104,8 +105,6 @@ class ModbusPath:
         while not self._stopping.is_set():
             try:
                 await self._wire.connect()
-                box = await self._wire.read(self._settings.box_base, r.BOX_HEADER_WORDS)
-                self._heartbeat, self._ack = box[0], box[1]  # going on from there: a restart acknowledges nothing
                 self._counters["connects"] += 1
                 await self._serve()
             except WireError as error:
@@ -140,6 +139,7 @@ class ModbusPath:
             await self._read_triggers(header, read_ns)
             await self._write_decisions()
             await self._settle(header)
+        await self._acknowledge()
         await self._beat()
 
     def _follow_epoch(self, header: r.Header) -> None:
@@ -214,12 +214,19 @@ class ModbusPath:
                 self._counters["decisions_stale"] += 1
                 self._decisions.popleft()
                 continue
+            if self._slot_is_needed(part):
+                return
             waiting.asked = verdict
             at = self._settings.box_base + r.DECISIONS_AT + r.DECISION_WORDS * r.slot(part)
             await self._wire.write(at, r.decision_words(verdict.part_id, verdict.decision, self._order))
             waiting.written = True
             self._counters["decisions"] += 1
             self._decisions.popleft()
+
+    def _slot_is_needed(self, part: int) -> bool:
+        """Whether the part before in this slot may still have to be judged: more parts on the belt than slots."""
+        before = self._waiting.get(part - r.SLOTS)
+        return before is not None and before.deadline_count is not None
 
     async def _settle(self, header: r.Header) -> None:
         if header.status & r.ECHOES:
@@ -288,10 +295,22 @@ class ModbusPath:
             fault = GATE_HELD if held else OK if fresh else STANDING_STILL
         if fault == OK:
             self._heartbeat = (self._heartbeat + 1) % 2**16
-        while self._acks:
-            self._acks.popleft()
-            self._ack = (self._ack + 1) % 2**16
-        await self._wire.write(self._settings.box_base, [self._heartbeat, self._ack, fault, int(self._inhibit)])
+        await self._wire.write(self._settings.box_base, [self._heartbeat, fault, int(self._inhibit)])
+
+    async def _acknowledge(self) -> None:
+        """Change the register once, from whatever the PLC holds: no restart of either side looks like a person."""
+        asked_ns = self._ack_asked_ns
+        if asked_ns is None:
+            return
+        if time.monotonic_ns() - asked_ns > ACK_VOID_NS:
+            self._counters["acks_void"] += 1
+        else:
+            at = self._settings.box_base + r.ACK_AT
+            (value,) = await self._wire.read(at, 1)
+            await self._wire.write(at, [(value + 1) % 2**16])
+            self._counters["acks"] += 1
+        if self._ack_asked_ns == asked_ns:
+            self._ack_asked_ns = None
 
     def _note(self, error: WireError) -> None:
         self._counters[error.cause] += 1

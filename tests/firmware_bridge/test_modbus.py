@@ -23,21 +23,24 @@ from firmware_bridge.modbus import ModbusPath, ModbusSettings
 from firmware_bridge.modbus import registers as r
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
 
-BOX = 200
+BOX, BOX_FAULT, FLAGS = 200, 1, 2
 SILENCE_S = 0.5  # 0.3 in a plant; these tests share their processors
-DISTANCE = 250  # counts from photo-eye to decision point; the belt makes one count per millisecond
+PATIENCE_S = 30.0  # of a PLC in tests that are not about silence
+DISTANCE = 250  # counts from photo-eye to decision point
+COUNTS_PER_SCAN = 4  # the belt moves with the PLC's scan: a machine that stalls stalls it too
 
 
 class Plc:
     """A plant's tracking PLC: 400 holding registers and a scan of a few milliseconds. The server's loop owns it."""
 
-    def __init__(self, epoch: int = 77, *, echoes: bool = True, order: Any = "high_first") -> None:
+    def __init__(
+        self, epoch: int = 77, *, echoes: bool = True, order: Any = "high_first", silence_s: float = PATIENCE_S
+    ) -> None:
         self.memory = [0] * 400
-        self.order, self.echoes = order, echoes
+        self.order, self.echoes, self.silence_s = order, echoes, silence_s
         self.mute = False
-        self.fault = False
         self.holds_gate: bool | None = None  # status bit 3; None: as the box asks
-        self.skipped = 0  # counts
+        self.count = 2**32 - 100  # of the encoder; it wraps soon
         self.before_write: Callable[[int], None] = lambda _: None
         self.gate: dict[int, bool] = {}  # part -> passed, judged by the PLC alone
         self.restart(epoch)
@@ -46,18 +49,19 @@ class Plc:
         self.epoch, self.newest, self.settled = epoch, first, first
         self.memory[BOX:] = [0] * len(self.memory[BOX:])
         self.beat, self.beat_at = 0, time.monotonic()
-        self.acks = 0
+        self.acks, self.fault = 0, True
         self.on_belt: dict[int, int] = {}
+        self.seen_ms: dict[int, int] = {}
 
-    def count(self) -> int:
-        return (int(time.monotonic() * 1000) + self.skipped) % 2**32
+    def move(self, counts: int) -> None:
+        self.count = (self.count + counts) % 2**32
 
     def trigger(self) -> int:
         """A part at the photo-eye."""
-        part, count = self.newest + 1, self.count()
-        deadline = (count + DISTANCE) % 2**32
-        self.on_belt[part] = deadline
-        words = [word for value in (part, count, deadline, count) for word in r.split(value, self.order)]
+        part, deadline = self.newest + 1, (self.count + DISTANCE) % 2**32
+        self.on_belt[part], self.seen_ms[part] = deadline, now_ms()
+        values = (part, self.count, deadline, self.seen_ms[part])
+        words = [word for value in values for word in r.split(value, self.order)]
         at = 16 + 8 * (part % 8)
         self.memory[at : at + len(words)] = words
         self.newest = part
@@ -66,12 +70,12 @@ class Plc:
     def scan(self) -> None:
         if self.memory[BOX] != self.beat:
             self.beat, self.beat_at = self.memory[BOX], time.monotonic()
-        if time.monotonic() - self.beat_at > SILENCE_S:
+        if time.monotonic() - self.beat_at > self.silence_s:
             self.fault = True
-        if self.memory[BOX + 1] != self.acks:
-            self.acks, self.fault = self.memory[BOX + 1], False
+        if self.memory[BOX + r.ACK_AT] != self.acks:
+            self.acks, self.fault = self.memory[BOX + r.ACK_AT], False
         for part, deadline in list(self.on_belt.items()):
-            if r.passed(self.count(), deadline):
+            if r.passed(self.count, deadline):
                 self.decide(part, deadline)
 
     def decide(self, part: int, deadline: int) -> None:
@@ -90,9 +94,9 @@ class Plc:
 
     def header(self) -> list[int]:
         status = r.READY | (0 if self.fault else r.PERMIT) | (r.FAULT if self.fault else 0)
-        holds_gate = self.memory[BOX + 3] & 1 if self.holds_gate is None else self.holds_gate
+        holds_gate = self.memory[BOX + FLAGS] & 1 if self.holds_gate is None else self.holds_gate
         status |= (r.ECHOES if self.echoes else 0) | (r.INHIBITED if holds_gate else 0)
-        longs = (self.epoch, self.count(), self.count(), self.newest, self.settled)
+        longs = (self.epoch, self.count, now_ms(), self.newest, self.settled)
         return [0xB171, status, 5 if self.fault else 0, *(w for value in longs for w in r.split(value, self.order))]
 
     async def access(self, _f: int, _s: int, address: int, count: int, registers: list[int], values: Any) -> None:
@@ -103,6 +107,10 @@ class Plc:
             self.memory[address : address + count] = values
         self.memory[:13] = self.header()
         registers[:] = self.memory
+
+
+def now_ms() -> int:
+    return int(time.monotonic() * 1000) % 2**32
 
 
 class Served:
@@ -120,6 +128,7 @@ class Served:
 
     async def _scans(self) -> None:
         while True:
+            self.plc.move(COUNTS_PER_SCAN)
             self.plc.scan()
             await asyncio.sleep(0.004)
 
@@ -265,7 +274,7 @@ def verdict(part_id: PartId) -> Verdict:
     return Verdict(part_id, Decision.REJECT, Reason.SCORE_ABOVE_THRESHOLD, 0.9, 0.5, "r")
 
 
-def wait(found: Callable[[], object], timeout_s: float = 5) -> None:
+def wait(found: Callable[[], object], timeout_s: float = 10) -> None:
     deadline = time.monotonic() + timeout_s
     while not found():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -315,12 +324,20 @@ def judge(box: Box, plc: Plc, parts: range) -> None:
         assert outcome.part_id == PartId(plc.epoch, part)
 
 
+def start_belt(box: Box) -> None:
+    """The PLC has latched its fault until a person acknowledges."""
+    wait(lambda: box.path.health().ready)
+    assert not box.path.health().permit
+    box.path.ack()
+    wait(lambda: box.path.health().permit)
+
+
 @pytest.mark.parametrize("order", ["high_first", "low_first"])
 @pytest.mark.parametrize("echoes", [True, False])
 def test_each_part_gets_its_own_decision_over_tcp(order: str, echoes: bool) -> None:
     plc = Plc(epoch=0xDEADBEEF, echoes=echoes, order=order)
     with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         for _ in range(12):
             served.call(plc.trigger)
             time.sleep(0.03)
@@ -329,14 +346,28 @@ def test_each_part_gets_its_own_decision_over_tcp(order: str, echoes: bool) -> N
         assert box.path.health().permit
         assert not plc.fault
         first = box.triggers[0]
-        assert first.deadline_count == first.count + DISTANCE
-        assert abs(first.at_ns / 1e6 - first.count) < 100  # the belt of this test counts monotonic milliseconds
+        assert first.deadline_count == (first.count + DISTANCE) % 2**32
+        assert abs(first.at_ns / 1e6 - plc.seen_ms[1]) < 100
+
+
+@pytest.mark.parametrize("echoes", [True, False])
+def test_more_parts_than_slots_between_photo_eye_and_gate(echoes: bool) -> None:
+    plc = Plc(echoes=echoes)
+    with tcp(plc) as (served, box):
+        start_belt(box)
+        for _ in range(30):
+            served.call(plc.trigger)
+            wait(lambda: len(box.triggers) == plc.newest)
+            wait(lambda: (plc.count - box.triggers[-1].count) % 2**32 > DISTANCE / 16)
+        assert len(plc.on_belt) > r.SLOTS
+        wait(lambda: len(box.outcomes) == 30)
+        judge(box, plc, range(1, 31))
 
 
 def test_each_part_gets_its_own_decision_over_rtu(tmp_path: Path) -> None:
     plc = Plc()
     with rtu(plc, tmp_path) as (served, box, _):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         for _ in range(8):
             served.call(plc.trigger)
             time.sleep(0.06)
@@ -347,7 +378,7 @@ def test_each_part_gets_its_own_decision_over_rtu(tmp_path: Path) -> None:
 def test_garbage_on_the_line_passes_nothing_and_is_overcome(tmp_path: Path) -> None:
     plc = Plc()
     with rtu(plc, tmp_path) as (served, box, cable):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         box.deciding = False
         for blob in (b"\xff" * 30, b"\x01\x03\x20" + b"\x00" * 34, bytes(range(256)), b"\x01\x83\x02\xc0\xf1"):
             cable.noise.put(blob)
@@ -356,18 +387,15 @@ def test_garbage_on_the_line_passes_nothing_and_is_overcome(tmp_path: Path) -> N
         wait(lambda: plc.settled == 4)
         assert not any(plc.gate.values())
         box.deciding = True
-        wait(lambda: box.path.health().ready)
-        box.path.ack()
-        wait(lambda: not plc.fault)
         served.call(plc.trigger)
         wait(lambda: 5 in box.outcomes and 5 in plc.gate)
         assert plc.gate[5]
 
 
 def test_a_serial_port_that_returns_is_found_within_two_seconds(tmp_path: Path) -> None:
-    plc = Plc()
+    plc = Plc(silence_s=SILENCE_S)
     with rtu(plc, tmp_path) as (served, box, cable):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         cable.unplug()
         wait(lambda: not box.path.health().connected)
         wait(lambda: plc.fault)
@@ -385,7 +413,7 @@ def test_a_serial_port_that_returns_is_found_within_two_seconds(tmp_path: Path) 
 def test_no_decision_means_reject(echoes: bool) -> None:
     plc = Plc(echoes=echoes)
     with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         box.deciding = False
         served.call(plc.trigger)
         wait(lambda: 1 in box.outcomes and 1 in plc.gate)
@@ -396,12 +424,12 @@ def test_no_decision_means_reject(echoes: bool) -> None:
 def test_a_late_accept_is_not_believed_without_echo() -> None:
     plc = Plc(echoes=False)
     with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         box.deciding = False
 
         def belt_is_faster(address: int) -> None:
             if address >= BOX + r.DECISIONS_AT:
-                plc.skipped = 2 * DISTANCE
+                plc.move(2 * DISTANCE)
                 plc.scan()
 
         plc.before_write = belt_is_faster
@@ -415,12 +443,12 @@ def test_a_late_accept_is_not_believed_without_echo() -> None:
 
 
 def test_the_heartbeat_stops_with_the_scoring_loop_and_the_permit_returns_only_after_ack() -> None:
-    plc = Plc()
+    plc = Plc(silence_s=SILENCE_S)
     with tcp(plc) as (_, box):
-        wait(lambda: box.path.health().permit)
+        start_belt(box)
         box.stepping = False
         wait(lambda: plc.fault, timeout_s=2)
-        wait(lambda: plc.memory[BOX + 2] == 1)
+        wait(lambda: plc.memory[BOX + BOX_FAULT] == 1)
         wait(lambda: "latched its fault 5" in str(box.path.health().fault))
         box.stepping = True
         time.sleep(0.3)
@@ -432,7 +460,7 @@ def test_the_heartbeat_stops_with_the_scoring_loop_and_the_permit_returns_only_a
 def test_a_mute_plc_stalls_nothing_and_its_parts_are_rejected() -> None:
     plc = Plc()
     with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         plc.mute = True
         served.call(plc.trigger)
         start = time.monotonic()
@@ -451,9 +479,9 @@ def test_a_mute_plc_stalls_nothing_and_its_parts_are_rejected() -> None:
 
 
 def test_a_plc_that_goes_away_is_found_again() -> None:
-    plc = Plc()
+    plc = Plc(silence_s=SILENCE_S)
     with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         served.stop()
         wait(lambda: not box.path.health().connected)
         served.start()
@@ -468,7 +496,7 @@ def test_a_plc_that_goes_away_is_found_again() -> None:
 def test_decisions_of_another_epoch_or_a_settled_part_are_counted_and_dropped() -> None:
     plc = Plc()
     with tcp(plc) as (_, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         box.path.decide(verdict(PartId(plc.epoch + 1, 1)))
         box.path.decide(verdict(PartId(plc.epoch, 99)))
         wait(lambda: box.path.health().counters.get("decisions_stale") == 2)
@@ -478,7 +506,7 @@ def test_decisions_of_another_epoch_or_a_settled_part_are_counted_and_dropped() 
 def test_the_first_decision_for_a_part_stands() -> None:
     plc = Plc()
     with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         box.deciding = False
         served.call(plc.trigger)
         wait(lambda: box.triggers)
@@ -493,7 +521,7 @@ def test_the_first_decision_for_a_part_stands() -> None:
 def test_a_restarted_plc_is_followed_into_its_new_epoch() -> None:
     plc = Plc()
     with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         box.deciding = False
         served.call(plc.trigger)
         wait(lambda: box.triggers)
@@ -501,6 +529,10 @@ def test_a_restarted_plc_is_followed_into_its_new_epoch() -> None:
         wait(lambda: box.lost == [PartId(77, 1)])
         box.deciding = True
         wait(lambda: box.path.health().epoch == 78)
+        beat = plc.memory[BOX]
+        wait(lambda: plc.memory[BOX] > beat + 1)
+        assert plc.fault, "only a person may start the belt"
+        start_belt(box)
         served.call(plc.trigger)
         wait(lambda: 1 in box.outcomes and 1 in plc.gate)
         assert box.outcomes[1].part_id == PartId(78, 1)
@@ -512,17 +544,18 @@ def test_an_epoch_that_was_used_before_is_refused() -> None:
     with tcp(plc, Past(epoch=5, last=40)) as (served, box):
         wait(lambda: box.path.health().fault and "draw a new epoch" in str(box.path.health().fault))
         assert not box.path.health().ready
-        wait(lambda: plc.memory[BOX + 2] == 2)
-        wait(lambda: plc.fault)  # no heartbeat for such a PLC
+        wait(lambda: plc.memory[BOX + BOX_FAULT] == 2)
+        time.sleep(0.3)
+        assert not plc.memory[BOX], "no heartbeat for such a PLC"
         served.call(lambda: plc.restart(6))
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
 
 
 def test_a_restarted_box_learns_what_it_missed_and_names_what_nobody_knows() -> None:
     plc = Plc(epoch=5)
     for _ in range(20):
         plc.trigger()
-    time.sleep(DISTANCE / 1000)
+    plc.move(DISTANCE)
     for part, deadline in list(plc.on_belt.items()):
         plc.decide(part, deadline)
     with tcp(plc, Past(epoch=5, last=9, unresolved=(8, 9))) as (_, box):
@@ -535,13 +568,29 @@ def test_a_restarted_box_learns_what_it_missed_and_names_what_nobody_knows() -> 
 
 def test_a_restarted_box_acknowledges_nothing() -> None:
     plc = Plc()
-    plc.memory[BOX + 1] = plc.acks = 7
+    plc.memory[BOX + r.ACK_AT] = plc.acks = 7
     with tcp(plc) as (_, box):
-        wait(lambda: plc.fault or box.path.health().ready)
-        plc.fault = True
-        time.sleep(0.3)
+        wait(lambda: plc.memory[BOX] > 2)
         assert plc.fault
-        assert plc.memory[BOX + 1] == 7
+        assert plc.memory[BOX + r.ACK_AT] == 7
+        start_belt(box)
+        assert plc.memory[BOX + r.ACK_AT] == 8
+
+
+def test_an_acknowledgement_that_could_not_be_written_at_once_is_void() -> None:
+    plc = Plc()
+    with tcp(plc) as (served, box):
+        wait(lambda: plc.memory[BOX] > 2)
+        served.stop()
+        wait(lambda: not box.path.health().connected)
+        box.path.ack()
+        time.sleep(1.1)
+        served.start()
+        wait(lambda: box.path.health().counters.get("acks_void"))
+        beat = plc.memory[BOX]
+        wait(lambda: plc.memory[BOX] > beat + 1)
+        assert plc.fault
+        start_belt(box)
 
 
 @pytest.mark.parametrize(("more", "problem"), [({"plc_base": 390}, "exception 2"), ({"plc_base": 13}, "0xb171")])
@@ -566,11 +615,11 @@ def test_nobody_there_is_named_and_close_returns() -> None:
 
 def test_a_dry_run_asks_the_plc_to_hold_the_gate() -> None:
     with tcp(Plc(), inhibit=True) as (_, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         assert box.path.health().inhibited
         assert box.path.health().fault is None
     with tcp(Plc()) as (_, box):
-        wait(lambda: box.path.health().ready)
+        start_belt(box)
         assert not box.path.health().inhibited
 
 
@@ -582,26 +631,27 @@ def test_a_gate_that_is_not_as_asked_is_not_ready(inhibit: bool, fault: str) -> 
     plc = Plc()
     plc.holds_gate = not inhibit
     with tcp(plc, inhibit=inhibit) as (_, box):
-        wait(lambda: plc.memory[BOX + 2] == (0 if inhibit else 4))
+        wait(lambda: plc.memory[BOX + BOX_FAULT] == (0 if inhibit else 4))
         wait(lambda: fault in str(box.path.health().fault))
+        assert "latched its fault 5" in str(box.path.health().fault)
         assert not box.path.health().ready
         assert box.path.health().inhibited is not inhibit
         plc.holds_gate = None
-        wait(lambda: box.path.health().ready)
-        assert box.path.health().fault is None
+        start_belt(box)
+        wait(lambda: box.path.health().fault is None)
 
 
 def test_a_gate_held_unasked_stops_the_belt() -> None:
     """Nothing would be rejected: it must not run on."""
-    plc = Plc()
+    plc = Plc(silence_s=SILENCE_S)
     with tcp(plc) as (_, box):
-        wait(lambda: box.path.health().permit)
+        start_belt(box)
         plc.holds_gate = True
         wait(lambda: plc.fault, timeout_s=2)
-        assert plc.memory[BOX + 2] == 4
+        assert plc.memory[BOX + BOX_FAULT] == 4
         wait(lambda: not box.path.health().permit)
         plc.holds_gate = None
-        wait(lambda: plc.memory[BOX + 2] == 0)
+        wait(lambda: plc.memory[BOX + BOX_FAULT] == 0)
         assert plc.fault
         box.path.ack()
         wait(lambda: box.path.health().permit)
@@ -612,10 +662,12 @@ def test_a_dry_run_that_is_not_confirmed_leaves_the_belt_running() -> None:
     plc = Plc()
     plc.holds_gate = False
     with tcp(plc, inhibit=True) as (_, box):
-        wait(lambda: plc.memory[BOX + 3] == 1)
+        wait(lambda: plc.memory[BOX + FLAGS] == 1)
+        box.path.ack()
+        wait(lambda: not plc.fault)
         beat = plc.memory[BOX]
         wait(lambda: plc.memory[BOX] > beat + 5)
-        assert plc.memory[BOX + 2] == 0
+        assert plc.memory[BOX + BOX_FAULT] == 0
         assert not box.path.health().ready
         assert not plc.fault
 
