@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
 from compile.methods.varad import VarAD
-from compile.methods.varad_fit import Spread, fit_varad, measure_spread
+from compile.methods.varad_fit import fit_varad
+from compile.standardise import Spread, measure_spread
 
 POLL_S = 0.2
 

@@ -14,10 +14,11 @@ from compile.export import export, join
 from compile.features import Features
 from compile.fitting import Fit, fit_all
 from compile.job import FILES, Graphs, Job
-from compile.methods.varad_fit import set_spread, steps_for
+from compile.methods.varad_fit import steps_for
 from compile.precision import CalibrationRecord, calibrate, render_accurately
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan
+from compile.standardise import Standardised
 from compile.tensorrt_build import TensorRTError, check_allowed
 
 MAPS = ("maps_8", "maps_16")
@@ -86,10 +87,11 @@ def fit_heads(job: Job, features: Features, plan: SplitPlan) -> Heads:
     ]
     fitted = fit_all(fits, job.threads, job.clock.progress)
     spreads = [each.spread for each in fitted if each.spread]
-    for own in fitted:
-        set_spread(own.model, [each for each in spreads if not (cross and each is own.spread)])
+    models = [
+        Standardised(own.model, [each for each in spreads if not (cross and each is own.spread)]) for own in fitted
+    ]
     grids = [(shape[2], shape[3]) for shape in features.files.shapes]
-    heads = [AnomalyHead(each.model, grids, (job.map_side, job.map_side)).eval() for each in fitted]
+    heads = [AnomalyHead(each, grids, (job.map_side, job.map_side)).eval() for each in models]
     job.evidence.fit_steps = steps_for(len(fits[-1].rows), grids[-1], job.settings.fit_steps)
     return Heads(heads[: len(plan.folds)], heads[-1])
 

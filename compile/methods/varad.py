@@ -11,8 +11,7 @@ discrepancy is counted in standard deviations: an unpredictable but normal textu
 linear map that starts as whitening; its log-determinant in the likelihood pays for every direction that it would
 shrink, which is what keeps it from collapsing the task to a constant. A token of the fine hierarchy holds 2x2 cells, so
 that all hierarchies have one token length; the symmetric form of whitening keeps each of its channels near its own
-cell, whose share of the discrepancy is told apart again. Last, the smoothed discrepancy of every cell is counted in
-standard deviations from the mean of good parts there, for borders and structured places are less predictable.
+cell, whose share of the discrepancy is told apart again.
 
 One step t of one direction sees the projections of token t - 1 (a learned BOS vector at t = 0), so token t itself can
 never reach its own prediction.
@@ -36,7 +35,6 @@ TAPS = 4  # of the causal convolution
 LOG_SCALE = 2.5  # predicted log scales stay within +-LOG_SCALE
 CONTEXT_NOISE = 0.2  # on whitened context tokens while fitting: regularises, and covers quantisation noise
 SMOOTHING = 1.0  # standard deviation of the Gaussian over the discrepancy, in tokens
-BASE = 5.0  # the map's value where a part is as good parts are on average; each unit more is one standard deviation
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,6 @@ class Stream(nn.Module):
     places: Tensor
     centre: Tensor
     whitening: Tensor
-    mean: Tensor
-    deviation: Tensor
     blur_rows: Tensor
     blur_columns: Tensor
     per_cell: Tensor
@@ -109,8 +105,6 @@ class Stream(nn.Module):
         self.register_buffer("places", _places(*self.grid), persistent=False)
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("whitening", torch.eye(self.channels))
-        self.register_buffer("mean", torch.zeros(grid))
-        self.register_buffer("deviation", torch.ones(grid))
         self.register_buffer("blur_rows", _gaussian(grid[0], SMOOTHING * fold), persistent=False)
         self.register_buffer("blur_columns", _gaussian(grid[1], SMOOTHING * fold).T.contiguous(), persistent=False)
         self.register_buffer("per_cell", torch.eye(fold**2).repeat(channels, 1) / channels, persistent=False)
@@ -210,11 +204,10 @@ class Stream(nn.Module):
         return out
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Trunk map [B, C, h, w] to the calibrated discrepancy [B, h, w]: BASE plus standard deviations, at least 0."""
-        return ((self.discrepancy(feature) - self.mean) / self.deviation + BASE).clamp(min=0)
+        """Trunk map [B, C, h, w] to the discrepancy [B, h, w].
 
-    def discrepancy(self, feature: Tensor) -> Tensor:
-        """Squared error in predicted standard deviations, mean over channels and directions, smoothed: [B, h, w]."""
+        Squared error in predicted standard deviations, mean over channels and directions, smoothed.
+        """
         tokens = self.adapt(feature)
         mean, sharpness = self.predict(tokens)
         error = tokens[:, None] - mean
@@ -238,7 +231,7 @@ class VarAD(nn.Module):
         return [cast(Stream, stream) for stream in self.streams]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Trunk maps to one calibrated discrepancy map [B, h, w] per hierarchy."""
+        """Trunk maps to one discrepancy map [B, h, w] per hierarchy."""
         return tuple(stream(feature) for stream, feature in zip(self.hierarchies(), features, strict=True))
 
 

@@ -1,22 +1,17 @@
-"""The fit of VarAD's head: maximum likelihood on the frozen trunk's maps of good images, then the spread of its map.
+"""The fit of VarAD's head: maximum likelihood on the frozen trunk's maps of good images.
 
 The adapter starts as symmetric whitening of the data and the rest as Mamba starts; a collapsed adapter is an error.
-After the fit the model is frozen, and the discrepancy of every cell gets its mean and deviation over good images. Where
-parts are few those should be images that the model was not fitted on: it is surprised less by the ones it knows. Each
-fold of a cross-fit measures its own held-out images, and the sums of the folds together serve the model of all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 from compile.methods.varad import SIZES, TAPS, Size, Stream, VarAD
@@ -26,7 +21,6 @@ PASSES = 8  # over the images: more would learn them by heart
 LEAST_STEPS = 150  # so many may be taken however few the images
 BATCH = 4  # images of 256 pixels per step
 WHITEN_FLOOR = 1e-2  # of the mean eigenvalue: below it lies noise, quantisation noise included
-SHRINK = 0.1  # of each cell's variance, taken from the mean of all cells: few parts, flat backgrounds
 COLLAPSE = 0.05  # smallest adapted spread, relative to the start, that is not a collapse
 
 Progress = Callable[[str, int, int], None]
@@ -45,7 +39,7 @@ def fit_varad(
     rate: float = 3e-3,
     sizes: Sequence[Size] = SIZES,
 ) -> VarAD:
-    """Fit the head on trunk maps of good images; its map awaits `set_spread`.
+    """Fit the head on trunk maps of good images.
 
     Args:
         features: one array or memmap [n, C, h, w] per hierarchy, float16 or float32. Several renderings of an image
@@ -160,42 +154,3 @@ def _optimise(
         schedule.step()
         if progress is not None:
             progress("fit", step + 1, steps)
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Sums of the discrepancies of good images and of their squares: one float64 [h, w] per hierarchy."""
-
-    images: int
-    sums: list[Tensor]
-    squares: list[Tensor]
-
-
-@torch.no_grad()
-def measure_spread(model: VarAD, features: Sequence[NDArray[Any]]) -> Spread:
-    """Measure the discrepancies of good images, given as to `fit_varad`."""
-    count, sums, squares = features[0].shape[0], [], []
-    for stream, feature in zip(model.hierarchies(), features, strict=True):
-        first = second = torch.zeros(stream.mean.shape, dtype=torch.float64)
-        for start in range(0, count, 16):
-            found = stream.discrepancy(torch.from_numpy(np.asarray(feature[start : start + 16], np.float32))).double()
-            first, second = first + found.sum(0), second + found.square().sum(0)
-        sums.append(first)
-        squares.append(second)
-    return Spread(count, sums, squares)
-
-
-def set_spread(model: VarAD, measured: Sequence[Spread]) -> None:
-    """Set mean and deviation of good discrepancies at each cell, the cells around it included."""
-    count = sum(spread.images for spread in measured)
-    for i, stream in enumerate(model.hierarchies()):
-        mean = _around(torch.stack([spread.sums[i] for spread in measured]).sum(0) / count)
-        square = _around(torch.stack([spread.squares[i] for spread in measured]).sum(0) / count)
-        variance = (square - mean.square()).clamp(min=0)
-        stream.mean.copy_(mean)
-        stream.deviation.copy_((torch.lerp(variance, variance.mean(), SHRINK) + 1e-12).sqrt())
-
-
-def _around(values: Tensor) -> Tensor:
-    """Mean over each cell's 3x3 neighbourhood."""
-    return functional.avg_pool2d(functional.pad(values[None, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0, 0]

@@ -15,8 +15,9 @@ from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
 from compile.job import MAP_LIMIT
-from compile.methods.varad import BASE, VarAD
-from compile.methods.varad_fit import fit_varad, measure_spread, set_spread
+from compile.methods.varad import VarAD
+from compile.methods.varad_fit import fit_varad
+from compile.standardise import BASE, Standardised, measure_spread
 from compile.tensorrt_build import check_allowed
 from edge.bundle import Input, Source
 from edge.front_end import rgb
@@ -54,8 +55,8 @@ def graph() -> AnomalyGraph:
     trunk = Trunk()
     features = [m.numpy() for m in trunk(pictures(24))]
     model = fit_varad(features, seed=0, steps=40)
-    set_spread(model, [measure_spread(model, features)])
-    return AnomalyGraph(trunk, AnomalyHead(model, [f.shape[2:] for f in features], (16, 16)))
+    standardised = Standardised(model, [measure_spread(model, features)])
+    return AnomalyGraph(trunk, AnomalyHead(standardised, [f.shape[2:] for f in features], (16, 16)))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from compile.features import Features, on_disk
 from compile.fitting import one_thread
 from compile.image_size import SizeChoice
 from compile.job import Clock, Job, Settings
-from compile.methods.varad import VarAD
 from compile.model import Heads, fit_heads
 from compile.split_plan import SplitPlan, plan_split
+from compile.standardise import Standardised
 from edge.bundle import Input, Source
 
 PARTS = 30
@@ -44,8 +44,8 @@ def heads(folder: Path, odd: int | None, plan: SplitPlan) -> Heads:
 
 
 def deviations(found: Heads) -> list[float]:
-    models = [cast(VarAD, head.model) for head in (*found.folds, found.shipped)]
-    return [float(model.hierarchies()[0].deviation.mean()) for model in models]
+    models = [cast(Standardised, head.model) for head in (*found.folds, found.shipped)]
+    return [float(model.deviation(0).mean()) for model in models]
 
 
 def test_a_folds_own_pictures_take_no_part_in_its_deviations(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """VarAD sees every earlier token and never the one it predicts; its fit is repeatable and refuses to collapse."""
 
-from copy import deepcopy
-
 import numpy as np
 import pytest
 import torch
 
 from compile.methods import varad_fit
-from compile.methods.varad import BASE, Size, Stream, VarAD, scan_orders
-from compile.methods.varad_fit import SHRINK, FitError, check_adapters, fit_varad, measure_spread, set_spread
+from compile.methods.varad import Size, Stream, VarAD, scan_orders
+from compile.methods.varad_fit import FitError, check_adapters, fit_varad
+from compile.standardise import BASE, Standardised, measure_spread
 
 SMALL = (Size(fold=2, width=16, heads=2, state=8), Size(fold=1, width=16, heads=2, state=8))
 GRIDS = ((8, 12), (4, 6))
@@ -27,9 +26,7 @@ def textures(count: int, seed: int) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fitted() -> VarAD:
-    model = fit_varad(textures(128, 0), seed=3, steps=120, sizes=SMALL)
-    set_spread(model, [measure_spread(model, textures(128, 0))])
-    return model
+    return fit_varad(textures(128, 0), seed=3, steps=120, sizes=SMALL)
 
 
 def stream(grid: tuple[int, int] = (3, 5), fold: int = 1) -> Stream:
@@ -97,7 +94,7 @@ def test_a_reversed_direction_is_the_forward_one_on_the_flipped_picture(backward
 
 def test_columns_are_rows_of_the_transposed_picture():
     tall, wide = stream((3, 5)), stream((5, 3))
-    wide.load_state_dict({k: v for k, v in tall.state_dict().items() if k not in ("mean", "deviation")}, strict=False)
+    wide.load_state_dict(tall.state_dict())
     for one in (tall, wide):
         with torch.no_grad():
             one.direction.zero_()
@@ -116,7 +113,7 @@ def test_a_folded_token_holds_its_cells_and_the_map_returns_them():
     for row, column in ((0, 0), (3, 4), (6, 7)):
         odd = feature.clone()
         odd[0, :, row, column] = 30.0
-        found = one.discrepancy(odd)[0]
+        found = one(odd)[0]
         assert found.shape == (8, 8)
         assert divmod(int(found.argmax()), 8) == (row, column)
 
@@ -148,28 +145,15 @@ def test_learns_to_predict(fitted):
 
 def test_good_parts_lie_at_base_and_odd_ones_above(fitted):
     good = [torch.from_numpy(f) for f in textures(32, 5)]
-    for found in fitted(good):
+    model = Standardised(fitted, [measure_spread(fitted, textures(128, 0))])
+    for found in model(good):
         assert float(found.min()) >= 0
         assert float(found.mean()) == pytest.approx(BASE, abs=0.5)
     odd = [f.clone() for f in good]
     odd[0][:, :, 2:4, 4:6] *= -4
     odd[1][:, :, 1, 2] *= -4
-    for before, after in zip(fitted(good), fitted(odd), strict=True):
+    for before, after in zip(model(good), model(odd), strict=True):
         assert float((after - before).amax((1, 2)).min()) > 1
-
-
-def test_the_spread_is_that_of_all_pictures_measured_together_or_apart(fitted):
-    model, maps = deepcopy(fitted), textures(24, 5)
-    set_spread(model, [measure_spread(model, [f[a:b] for f in maps]) for a, b in ((0, 7), (7, 24))])
-    for stream, feature in zip(model.hierarchies(), maps, strict=True):
-        found = stream.discrepancy(torch.from_numpy(feature)).double().numpy()
-        around = np.pad(found, ((0, 0), (1, 1), (1, 1)), mode="edge")
-        height, width = stream.mean.shape
-        near = np.stack([around[:, i : i + height, j : j + width] for i in range(3) for j in range(3)])
-        mean, variance = near.mean((0, 1)), near.var((0, 1))
-        np.testing.assert_allclose(stream.mean, mean, rtol=1e-5)
-        shrunk = (1 - SHRINK) * variance + SHRINK * variance.mean()
-        np.testing.assert_allclose(stream.deviation, np.sqrt(shrunk), rtol=1e-4)
 
 
 def test_same_seed_same_bits_and_the_callers_generator_untouched():
