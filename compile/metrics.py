@@ -1,4 +1,4 @@
-"""Accuracy figures: image AUROC; pixel AUROC, AP, F1max and AUPRO; paired bootstrap intervals.
+"""Accuracy figures: image AUROC, AP and F1max; pixel AUROC, AP, F1max and AUPRO; paired bootstrap intervals.
 
 All of them are exact (no thresholds, no strips) and follow from one thing: for every defective score, how many
 defective and how many good scores lie at or above it.
@@ -13,16 +13,17 @@ defective and how many good scores lie at or above it.
 Pixels count at the map's resolution; good pixels of defective pictures are good pixels. A picture without a mask
 (`None`) stays out of the pixel figures: neither its defect nor its good pixels are known.
 
-Mask rules, to bring a mask to the map's resolution, both through PIL's bilinear (antialiased) reduction: `half` keeps
-pixels of at least half cover; `paper_nonzero` keeps any that the defect touches, which grows masks by about a pixel and
-is the rule behind INP-Former's published pixel AP. Name the rule next to every pixel figure.
+Mask rules, to bring a mask to the map's resolution. Two go through PIL's bilinear (antialiased) reduction: `half` keeps
+pixels of at least half cover; `paper_nonzero` keeps any non-zero value, which grows masks by about a pixel and is the
+rule behind INP-Former's published pixel AP. `max_pool` keeps every pixel whose own area holds some of the defect,
+however little. Name the rule next to every pixel figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,12 +33,19 @@ from edge.errors import BeltlineError
 
 AUPRO_LIMIT = 0.3
 BOOTSTRAP_BINS = 4096
-MaskRule = Literal["half", "paper_nonzero"]
+MaskRule = Literal["half", "paper_nonzero", "max_pool"]
 Masks = Sequence[NDArray[np.bool_] | None]
 
 
 class MetricError(BeltlineError):
     """A figure does not exist for these values. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMetrics:
+    auroc: float
+    ap: float
+    f1_max: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +66,37 @@ class Difference:
     high: float
 
 
+class PixelDifferences(NamedTuple):
+    auroc: Difference
+    ap: Difference
+    f1_max: Difference
+    aupro: Difference
+
+
+def image_metrics(scores: ArrayLike, labels: ArrayLike) -> ImageMetrics:
+    """Compute all image figures of scores [n] for labels [n] (true = defective).
+
+    Raises:
+        MetricError: only one kind, shapes that differ, a score that is not finite.
+
+    """
+    counts = _Counts.of(*_classes(scores, labels))
+    return ImageMetrics(counts.auroc(), counts.ap(), counts.f1_max())
+
+
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve of scores [n] for labels [n] (true = defective)."""
     return _Counts.of(*_classes(scores, labels)).auroc()
+
+
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
+    """AP of scores [n] for labels [n] (true = defective)."""
+    return _Counts.of(*_classes(scores, labels)).ap()
+
+
+def f1_max(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Largest F1 over all thresholds on scores [n] for labels [n] (true = defective)."""
+    return _Counts.of(*_classes(scores, labels)).f1_max()
 
 
 def pixel_metrics(maps: Sequence[NDArray[np.float32]], masks: Masks, limit: float = AUPRO_LIMIT) -> PixelMetrics:
@@ -94,6 +130,8 @@ def pixel_metrics(maps: Sequence[NDArray[np.float32]], masks: Masks, limit: floa
 def resize_mask(mask: NDArray[Any], height: int, width: int, rule: MaskRule = "half") -> NDArray[np.bool_]:
     """Bring a mask (HxW, non-zero = defect) to bool [height, width] by the named rule."""
     cover: NDArray[Any] = (mask != 0).astype(np.float64) * 255
+    if rule == "max_pool":
+        return np.asarray(_touches(mask.shape[0], height) @ cover @ _touches(mask.shape[1], width).T > 0)
     if mask.shape[1] != width:
         cover = np.rint(cover @ _triangle(mask.shape[1], width).T)  # PIL rounds to 8 bits after each pass
     if mask.shape[0] != height:
@@ -112,17 +150,18 @@ def paired_difference(
 ) -> Difference:
     """Compare two scores [n] of the same pictures: metric(a) - metric(b) with its 95 % interval.
 
-    The pictures are drawn with replacement, good and defective separately, the same ones for both.
+    The pictures are drawn with replacement, good and defective separately, the same ones for both. Where a method was
+    fitted several times, its scores are [runs, n], and its figure is the mean over the runs.
     """
-    first, second, truth = np.asarray(a), np.asarray(b), np.asarray(labels, dtype=bool)
-    value = metric(first, truth) - metric(second, truth)
+    first, second, truth = np.atleast_2d(a), np.atleast_2d(b), np.asarray(labels, dtype=bool)
+
+    def difference(drawn: Any) -> float:
+        sides = [np.mean([metric(run[drawn], truth[drawn]) for run in runs]) for runs in (first, second)]
+        return float(sides[0] - sides[1])
+
     rng = np.random.default_rng(seed)
-    differences = [
-        metric(first[drawn], truth[drawn]) - metric(second[drawn], truth[drawn])
-        for drawn in (_draw(truth, rng) for _ in range(resamples))
-    ]
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return Difference(value, float(low), float(high))
+    low, high = np.quantile([difference(_draw(truth, rng)) for _ in range(resamples)], [0.025, 0.975])
+    return Difference(difference(slice(None)), float(low), float(high))
 
 
 def paired_pixel_difference(
@@ -133,27 +172,42 @@ def paired_pixel_difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Difference, Difference]:
-    """Compare two sets of maps of the same pictures: (pixel AUROC, AUPRO) of a minus b with 95 % intervals.
+    """Compare two sets of maps of the same pictures: (pixel AUROC, AUPRO) of a minus b with 95 % intervals."""
+    found = paired_pixel_differences([a], [b], masks, resamples=resamples, seed=seed)
+    return found.auroc, found.aupro
 
-    The values are exact; the intervals come from resampled per-picture histograms of 4096 bins of equal pixel count.
+
+def paired_pixel_differences(
+    a: Sequence[Sequence[NDArray[np.float32]]],
+    b: Sequence[Sequence[NDArray[np.float32]]],
+    masks: Masks,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> PixelDifferences:
+    """Compare the maps of two methods, one set of maps per run of a method: its figures are the means over its runs.
+
+    The values are exact; the intervals come from resampled per-picture histograms of about 4096 bins, half of them of
+    equal count of all pixels and half of equal count of the defective ones.
     """
     known = [i for i, mask in enumerate(masks) if mask is not None]
     kept: list[NDArray[np.bool_]] = [mask for mask in masks if mask is not None]
     truth = np.array([mask.any() for mask in kept])
-    sides = []
-    for maps in (a, b):
-        chosen = [maps[i] for i in known]
-        exact = pixel_metrics(chosen, kept)
-        sides.append(((exact.auroc, exact.aupro), _Binned.of(chosen, kept)))
+    values, binned = [], []
+    for runs in (a, b):
+        chosen = [[maps[i] for i in known] for maps in runs]
+        exact = [pixel_metrics(maps, kept) for maps in chosen]
+        values.append(np.mean([(e.auroc, e.ap, e.f1_max, e.aupro) for e in exact], axis=0))
+        binned.append([_Binned.of(maps, kept) for maps in chosen])
     rng = np.random.default_rng(seed)
-    differences = np.empty((resamples, 2))
+    drawn = np.empty((resamples, 4))
     for turn in range(resamples):
         times = np.bincount(_draw(truth, rng), minlength=len(truth))
-        differences[turn] = np.subtract(sides[0][1].figures(times), sides[1][1].figures(times))
-    low, high = np.quantile(differences, [0.025, 0.975], axis=0)
-    values = np.subtract(sides[0][0], sides[1][0])
-    results = [Difference(float(values[i]), float(low[i]), float(high[i])) for i in (0, 1)]
-    return results[0], results[1]
+        sides = [np.mean([run.figures(times) for run in runs], axis=0) for runs in binned]
+        drawn[turn] = sides[0] - sides[1]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    value = values[0] - values[1]
+    return PixelDifferences(*(Difference(float(value[i]), float(low[i]), float(high[i])) for i in range(4)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +225,8 @@ class _Counts:
         if good.size == 0:
             raise MetricError("no good score to compare with: the figure does not exist")
         order = np.argsort(defective)
-        ranked, ascending = defective[order], np.sort(good)
+        ranked, ascending = defective[order], good
+        ascending.sort()  # in place: good pixels are many, and both callers made the array for this
         share = np.full(order.size, 1 / order.size) if weights is None else weights[order]
         return cls(
             true=(order.size - np.searchsorted(ranked, ranked, side="left"))[::-1],
@@ -207,7 +262,9 @@ class _Binned:
     @classmethod
     def of(cls, maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> _Binned:
         pooled = np.concatenate([scores.ravel()[:: max(1, len(maps) // 64)] for scores in maps])
-        edges = np.unique(np.quantile(pooled, np.linspace(0, 1, BOOTSTRAP_BINS + 1)[1:-1]).astype(np.float32))
+        marked = np.concatenate([scores[mask] for scores, mask in zip(maps, masks, strict=True)])
+        ranks = np.linspace(0, 1, BOOTSTRAP_BINS // 2 + 1)[1:-1]
+        edges = np.unique(np.concatenate([np.quantile(each, ranks) for each in (pooled, marked)]).astype(np.float32))
         shape = (len(maps), edges.size + 1)
         good, defective, overlap = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         regions = np.zeros(len(maps), dtype=np.int64)
@@ -219,14 +276,18 @@ class _Binned:
             overlap[i] = np.bincount(bins[mask], weights=covers, minlength=shape[1])
         return cls(good, defective, overlap, regions)
 
-    def figures(self, times: NDArray[np.int64]) -> tuple[float, float]:
-        """Give (pixel AUROC, AUPRO) when picture i counts `times[i]` times."""
+    def figures(self, times: NDArray[np.int64]) -> tuple[float, float, float, float]:
+        """Give (pixel AUROC, AP, F1max, AUPRO) when picture i counts `times[i]` times."""
         good, defective = times @ self.good, times @ self.defective
         end = np.cumsum(good) / good.sum()
         start = np.concatenate([[0.0], end[:-1]])
         area = float(defective @ (1 - (start + end) / 2) / defective.sum())
+        true = np.cumsum(defective)
+        chosen = np.maximum(true + end * good.sum(), 1)
+        precision = float(defective @ (true / chosen) / defective.sum())
+        best = float((2 * true / (chosen + true[-1])).max())
         overlap = (times @ self.overlap) / (times @ self.regions)
-        return area, float(overlap @ _area_from(start, end, AUPRO_LIMIT) / AUPRO_LIMIT)
+        return area, precision, best, float(overlap @ _area_from(start, end, AUPRO_LIMIT) / AUPRO_LIMIT)
 
 
 def _area_from(start: NDArray[np.float64], end: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
@@ -279,3 +340,9 @@ def _triangle(source: int, target: int) -> NDArray[np.float64]:
     weights = np.maximum(1 - distance, 0)
     normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return normalised
+
+
+def _touches(source: int, target: int) -> NDArray[np.float64]:
+    """Give [target, source]: 1 where the pixels of two grids over the same length share some of it."""
+    start, other = np.arange(target)[:, None] * source, np.arange(source) * target
+    return ((start < other + target) & (other < start + source)).astype(np.float64)

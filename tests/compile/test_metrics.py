@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -13,8 +14,12 @@ from sklearn import metrics as sk
 from compile.metrics import (
     MetricError,
     auroc,
+    average_precision,
+    f1_max,
+    image_metrics,
     paired_difference,
     paired_pixel_difference,
+    paired_pixel_differences,
     pixel_metrics,
     resize_mask,
 )
@@ -33,6 +38,9 @@ def test_figures_equal_scikit_learn_under_ties(rows: list[tuple[int, bool]]) -> 
     assert found.ap == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-12)
     best = max(sk.f1_score(labels, scores >= threshold) for threshold in set(scores[labels].tolist()))
     assert found.f1_max == pytest.approx(best, abs=1e-12)
+    whole = image_metrics(scores, labels)
+    assert (whole.auroc, whole.ap, whole.f1_max) == (found.auroc, found.ap, found.f1_max)
+    assert (average_precision(scores, labels), f1_max(scores, labels)) == (whole.ap, whole.f1_max)
 
 
 def test_by_hand() -> None:
@@ -126,6 +134,12 @@ def test_pictures_without_a_mask_stay_out() -> None:
     maps, masks = pictures(5)
     wild = np.full((7, 9), 1e6, np.float32)
     assert pixel_metrics([*maps, wild], [*masks, None]) == pixel_metrics(maps, masks)
+    defects_unmarked = [None if mask.any() else mask for mask in masks[:-1]]
+    marked = pixel_metrics(maps, [*defects_unmarked, masks[-1]])
+    assert marked == pixel_metrics(
+        [m for m, d in zip(maps, masks, strict=True) if d is masks[-1] or not d.any()],
+        [d for d in masks if d is masks[-1] or not d.any()],
+    )
     with pytest.raises(MetricError, match="no picture has a mask"):
         pixel_metrics([wild, maps[0]], [None, np.zeros_like(masks[0])])
 
@@ -163,6 +177,27 @@ def test_mask_rules_are_those_of_pil_bilinear(seed: int, source: tuple[int, int]
     assert np.all(nonzero[reference > 2])
     assert np.mean(nonzero != (reference > 0)) < 0.01
     assert np.all(nonzero | ~half)
+
+
+@given(st.integers(0, 500), st.integers(40, 90), st.integers(8, 120))
+@settings(deadline=None, max_examples=40)
+def test_max_pooling_keeps_every_pixel_that_holds_some_defect(seed: int, source: int, target: int) -> None:
+    mask = (cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(source, source)), (0, 0), 3) > 0.1) * 255
+    pooled = resize_mask(mask, target, target, "max_pool")
+    spans = [
+        slice(i * source // target, max(-(-(i + 1) * source // target), i * source // target + 1))
+        for i in range(target)
+    ]
+    assert np.array_equal(pooled, [[mask[y, x].any() for x in spans] for y in spans])
+    if target <= source:
+        assert np.all(pooled | ~resize_mask(mask, target, target, "half"))
+
+
+def test_a_speck_survives_max_pooling_and_no_other_rule() -> None:
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[500, 500] = 255
+    assert resize_mask(mask, 64, 64, "max_pool").sum() == 1
+    assert resize_mask(mask, 64, 64, "half").sum() == 0
 
 
 def test_paired_interval_holds_a_known_difference() -> None:
@@ -213,6 +248,68 @@ def test_paired_pixel_interval_agrees_with_exact_resampling() -> None:
     assert overlap.high == pytest.approx(high, abs=0.002)
 
 
+def test_differences_of_several_runs_are_those_of_their_means() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1], 40)
+    runs = rng.normal(size=(3, 80)) + 1.5 * labels
+    other = rng.normal(size=80) + labels
+    for metric in (auroc, average_precision, f1_max):
+        alone = [paired_difference(run, other, labels, metric, resamples=50) for run in runs]
+        together = paired_difference(runs, other, labels, metric, resamples=50)
+        assert together.value == pytest.approx(np.mean([each.value for each in alone]))
+        assert together.high - together.low < max(each.high - each.low for each in alone)
+    maps, masks = pictures(7, count=12)
+    noisy = [[(m + rng.normal(size=m.shape)).astype(np.float32) for m in maps] for _ in range(2)]
+    single = [paired_pixel_differences([run], [maps], masks, resamples=50) for run in noisy]
+    both = paired_pixel_differences(noisy, [maps], masks, resamples=50)
+    for figure in ("auroc", "ap", "f1_max", "aupro"):
+        values = [getattr(each, figure).value for each in single]
+        assert getattr(both, figure).value == pytest.approx(np.mean(values))
+        exact = np.mean([getattr(pixel_metrics(run, masks), figure) for run in noisy])
+        assert getattr(both, figure).value == pytest.approx(exact - getattr(pixel_metrics(maps, masks), figure))
+        assert getattr(both, figure).low <= getattr(both, figure).value <= getattr(both, figure).high
+
+
+def test_intervals_of_pixel_ap_and_f1_agree_with_exact_resampling() -> None:
+    rng = np.random.default_rng(2)
+    maps, masks = pictures(11, count=30)
+    worse = [(m + rng.normal(scale=0.8, size=m.shape)).astype(np.float32) for m in maps]
+    found = paired_pixel_differences([maps], [worse], masks, resamples=200)
+    truth = np.array([m.any() for m in masks])
+    draws, exact = np.random.default_rng(0), []
+    for _ in range(200):
+        drawn = np.concatenate(
+            [draws.choice(np.flatnonzero(truth == k), int((truth == k).sum())) for k in (False, True)]
+        )
+        sides = [pixel_metrics([m[i] for i in drawn], [masks[i] for i in drawn]) for m in (maps, worse)]
+        exact.append([sides[0].ap - sides[1].ap, sides[0].f1_max - sides[1].f1_max])
+    for difference, values in zip((found.ap, found.f1_max), np.transpose(exact), strict=True):
+        low, high = np.quantile(values, [0.025, 0.975])
+        assert difference.low == pytest.approx(low, abs=0.003)
+        assert difference.high == pytest.approx(high, abs=0.003)
+
+
+def test_what_two_hundred_strips_get_wrong() -> None:
+    """The gap of binned figures, as papers compute them; one far outlier crowds all scores into few strips."""
+    rng = np.random.default_rng(0)
+    labels = rng.random(200_000) < 0.01
+    scores = rng.normal(size=labels.size) + 2 * labels
+
+    def binned(values: np.ndarray) -> np.ndarray:
+        strips = (values - values.min()) / np.ptp(values) * 200
+        return np.floor(strips)
+
+    def gaps(values: np.ndarray) -> tuple[float, float]:
+        return tuple(abs(f(binned(values), labels) - f(values, labels)) for f in (auroc, average_precision))
+
+    area, precision = gaps(scores)
+    assert area < 1e-4
+    assert 1e-4 < precision < 0.01  # 0.005 of 0.3
+    area, precision = gaps(np.append(scores[:-1], 500.0))
+    assert area > 0.02
+    assert precision > 0.05
+
+
 def test_five_hundred_maps_take_seconds() -> None:
     rng = np.random.default_rng(0)
     maps = [rng.normal(size=(256, 256)).astype(np.float32) for _ in range(100)]
@@ -220,5 +317,9 @@ def test_five_hundred_maps_take_seconds() -> None:
     for mask in masks[::2]:
         mask[40:60, 40:60] = True
     started = time.process_time()
+    tracemalloc.start()
     pixel_metrics(maps, masks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert time.process_time() - started < 15  # about 1
+    assert peak < 3 * sum(m.nbytes for m in maps)
