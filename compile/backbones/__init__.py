@@ -1,0 +1,1 @@
+"""Frozen trunks beside the default one: pictures to maps that methods are fitted on."""

@@ -1,0 +1,260 @@
+"""DINOv2 with registers as a frozen trunk, through `transformers`: pictures to one map per group of layers.
+
+What INP-Former's public code does, and this follows: taps are the residual stream as blocks put it out, without
+DINOv2's last normalisation; CLS and registers are dropped; a group is the mean of its taps; blocks after the last tap
+are not run; the position table is resized once, bicubic with an offset of 0.1 and without antialiasing. DINOv2's own
+hub entry and `transformers` resize it otherwise (no offset, antialiased), so maps differ slightly from theirs at sizes
+other than the table's own. Oblong pictures are ours; the public code is square only.
+
+Weights are read from safetensors alone, never unpickled. Tested here with small random models against the forward of
+`transformers`; no published weights have been run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge.errors import BeltlineError
+
+if TYPE_CHECKING:
+    from transformers import Dinov2WithRegistersModel
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in [0, 1]
+MODEL_TYPE = "dinov2_with_registers"
+OFFSET = 0.1  # of the published position table, in cells
+NAMED = 3  # tensors that an error names
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+INSTALL = "DINOv2 needs transformers: pip install 'beltline[compile]'"
+
+
+@dataclass(frozen=True, slots=True)
+class ViT:
+    """Sizes of a published vision transformer, and the blocks (from 0) that INP-Former taps."""
+
+    width: int
+    blocks: int
+    heads: int
+    taps: tuple[int, ...]
+    patch: int = 14
+    registers: int = 4
+    table: int = 37  # cells a side of the position table
+
+    @property
+    def used(self) -> int:
+        """Blocks that are run."""
+        return self.taps[-1] + 1
+
+
+SMALL = ViT(384, 12, 6, tuple(range(2, 10)))
+BASE = ViT(768, 12, 12, tuple(range(2, 10)))
+LARGE = ViT(1024, 24, 16, tuple(range(4, 19, 2)))
+PUBLISHED = {
+    "facebook/dinov2-with-registers-small": SMALL,
+    "facebook/dinov2-with-registers-base": BASE,
+    "facebook/dinov2-with-registers-large": LARGE,
+}
+
+
+class BackboneError(BeltlineError):
+    """A backbone cannot be had as asked for. The message says which, why and what to do."""
+
+
+class DINOv2(nn.Module):
+    """image uint8 [B, H, W, 3] RGB -> one float32 map [B, C, H/14, W/14] per group of taps.
+
+    Args:
+        model: of `transformers`, with weights.
+        size: height and width of the picture.
+        groups: blocks (from 0) whose outputs are averaged, one tuple per map.
+
+    Attributes:
+        channels: C of each map.
+        grids: height and width of each map.
+
+    """
+
+    def __init__(self, model: Dinov2WithRegistersModel, size: tuple[int, int], groups: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        config, embeddings = model.config, model.embeddings
+        taps = [tap for group in groups for tap in group]
+        if not taps or not all(groups) or not set(taps) <= set(range(config.num_hidden_layers)):
+            raise BackboneError(
+                f"taps {groups}: name blocks from 0 to {config.num_hidden_layers - 1}, some in each group"
+            )
+        if any(side < config.patch_size or side % config.patch_size for side in size):
+            raise BackboneError(f"pictures of {size[0]}x{size[1]}: give multiples of the patch, {config.patch_size}")
+        self.groups = [tuple(group) for group in groups]
+        self.grid = (size[0] // config.patch_size, size[1] // config.patch_size)
+        self.channels = (int(config.hidden_size),) * len(groups)
+        self.grids = (self.grid,) * len(groups)
+        self.patches = embeddings.patch_embeddings.projection
+        self.blocks = nn.ModuleList(list(model.encoder.layer)[: max(taps) + 1])
+        table = embeddings.position_embeddings.detach()
+        cls = embeddings.cls_token.detach() + table[:, :1]
+        self.register_buffer("first", torch.cat([cls, embeddings.register_tokens.detach()], 1))
+        self.register_buffer("places", resize_table(table[:, 1:], self.grid))
+        self.register_buffer("mean", 255 * torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(STD).reshape(3, 1, 1)), persistent=False)
+        self.eval().requires_grad_(requires_grad=False)
+
+    first: Tensor  # [1, 1 + registers, C]: what comes before the patches
+    places: Tensor  # [1, h*w, C]
+    mean: Tensor
+    scale: Tensor
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        pixels = (image.float().permute(0, 3, 1, 2) - self.mean) * self.scale  # cast first: TensorRT moves no bytes
+        x = self.patches(pixels).flatten(2).transpose(1, 2) + self.places
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1)
+        outputs: list[Tensor] = []
+        for block in self.blocks:
+            found = block(x)
+            x = found[0] if isinstance(found, tuple) else found  # transformers 4 puts out tuples
+            outputs.append(x)
+        return tuple(self._map([outputs[tap] for tap in group]) for group in self.groups)
+
+    def _map(self, taps: list[Tensor]) -> Tensor:
+        mean: Tensor = sum(taps[1:], taps[0]) * (1.0 / len(taps))
+        return mean[:, self.first.shape[1] :].transpose(1, 2).reshape(-1, self.channels[0], *self.grid)
+
+
+def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize the places of a square position table [1, n*n, C] to [1, h*w, C] as INP-Former's public code does."""
+    side = math.isqrt(table.shape[1])
+    if grid == (side, side):
+        return table.clone()
+    square = table.float().transpose(1, 2).reshape(1, -1, side, side)
+    factors = [(cells + OFFSET) / side for cells in grid]
+    resized = functional.interpolate(square, scale_factor=factors, mode="bicubic", antialias=False)
+    return resized[:, :, : grid[0], : grid[1]].flatten(2).transpose(1, 2).contiguous()
+
+
+def load_dinov2(
+    source: str | Path, size: int | tuple[int, int], *, taps: Sequence[int] | None = None, groups: int = 2
+) -> DINOv2:
+    """Load a trunk for pictures of one size.
+
+    Args:
+        source: a folder with config.json and safetensors, or a name on the Hugging Face hub (`PUBLISHED`).
+        size: height and width of the picture, or its side.
+        taps: blocks, from 0; by default those of section "Encoder" of INP-Former's code for ViT-S, B and L.
+        groups: equal runs of taps, one map each.
+
+    Raises:
+        BackboneError: no such folder or name, another kind of model, pickled weights, weights that do not fit the
+            configuration, taps unknown, size no multiple of the patch.
+
+    """
+    folder = _find(source)
+    config = _read_config(folder)
+    chosen = tuple(taps) if taps is not None else _taps(config, folder)
+    if groups < 1 or not chosen or len(chosen) % groups:
+        raise BackboneError(f"{len(chosen)} taps in {groups} groups: give equal groups, one tap at least in each")
+    each = len(chosen) // groups
+    runs = [chosen[i : i + each] for i in range(0, len(chosen), each)]
+    return DINOv2(_load(folder), (size, size) if isinstance(size, int) else size, runs)
+
+
+def _find(source: str | Path) -> Path:
+    """Give the folder of a source, fetched from the hub where it is a name."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise BackboneError(f"{source}: no such folder. Give one with config.json and safetensors, or owner/name.")
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
+        from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    except ImportError as error:
+        raise BackboneError(INSTALL) from error
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BackboneError(
+            f"{source}: no such folder, and the hub does not give it ({type(error).__name__}). Check the name and the "
+            "connection, or give a folder with config.json and safetensors."
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"{file}: cannot be read ({error}). Give the folder that `save_pretrained` wrote."
+        ) from error
+    kind = config.get("model_type")
+    if kind != MODEL_TYPE:
+        raise BackboneError(f"{file}: model type {kind}, wanted {MODEL_TYPE}. Take one of {', '.join(PUBLISHED)}.")
+    if not list(folder.glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        found = f"only {pickled[0]}, and pickled weights can run code" if pickled else "no weights"
+        raise BackboneError(f"{folder}: {found}. Give model.safetensors (`save_pretrained` writes it).")
+    return config
+
+
+def _taps(config: dict[str, Any], folder: Path) -> tuple[int, ...]:
+    sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
+    for vit in PUBLISHED.values():
+        if sizes == (vit.width, vit.blocks):
+            return vit.taps
+    raise BackboneError(f"{folder}: width {sizes[0]} with {sizes[1]} blocks is not ViT-S, B or L. Give taps.")
+
+
+def _load(folder: Path) -> Dinov2WithRegistersModel:
+    try:
+        import transformers  # noqa: PLC0415 - slow to import
+        from safetensors import SafetensorError  # noqa: PLC0415
+    except ImportError as error:
+        raise BackboneError(INSTALL) from error
+    with _quiet(transformers.utils.logging):
+        try:
+            model, info = transformers.Dinov2WithRegistersModel.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                attn_implementation="eager",  # plain products and a softmax in the exported graph
+                ignore_mismatched_sizes=True,  # reported below
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise BackboneError(
+                f"{folder}: cannot be loaded ({error}). Fetch config.json and weights again."
+            ) from error
+    wrong = [
+        *(f"{name} is missing" for name in sorted(info["missing_keys"])),
+        *(
+            f"{name} has shape {list(there)}, wanted {list(here)}"
+            for name, there, here in sorted(info["mismatched_keys"])
+        ),
+        *(f"{name} is unknown" for name in sorted(info["unexpected_keys"]) if not name.startswith("classifier.")),
+    ]
+    if wrong:
+        named = "; ".join(wrong[:NAMED])
+        raise BackboneError(f"{folder}: weights and config.json do not match in {len(wrong)} tensors: {named}.")
+    return model.float()
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Keep `transformers` from writing bars and reports: what matters becomes an error of ours."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
