@@ -32,11 +32,13 @@ from benchmarks.line import LineRun, run_line
 from benchmarks.record import RESULTS, budgets, machine
 from calibration.threshold import DEFAULT_TARGET, ThresholdResult, overkill_interval, rank_for
 from compile.backbone import Trunk
+from compile.bench.score import score_maps
 from compile.evaluate import load_masks, test_row
 from compile.evidence import Interval, TestRow
 from compile.features import load_pictures
 from compile.job import FIT_STEPS, Settings
-from compile.methods.patchcore import BANK, NEIGHBOURS, POOL, batches, fit_patchcore
+from compile.methods.patchcore import BANK, NEIGHBOURS, POOL
+from compile.methods.registry import find_method
 from compile.metrics import Difference, paired_difference, paired_pixel_difference
 from compile.onnx_session import open_session
 from compile.parity import Scored, score_all
@@ -150,13 +152,19 @@ def _patchcore(
     compiled: Compiled, good: NDArray[np.uint8], groups: NDArray[np.int64], test: NDArray[np.uint8], settings: Settings
 ) -> Scored:
     """Fit PatchCore on the very parts that the shipped head learned from, and score the test pictures."""
-    trunk = Trunk()
-    side = compiled.bundle.manifest.map_height
+    method, side = find_method("patchcore"), compiled.bundle.manifest.map_height
+    trunk = Trunk(method.strides)
     plan = plan_split(groups, settings.target_false_reject or DEFAULT_TARGET, settings.seed)
     learned = good if plan.cross_fitted else good[plan.folds[0][0]]
-    model = fit_patchcore(trunk, batches(learned), settings.seed)
-    scores, maps = model.score(batches(test), (side, side))
-    return Scored(scores.astype(np.float64), maps)
+    maps = _maps(trunk, learned)
+    head = method.head(method.fit(maps, settings.seed, None, None), maps, (side, side))
+    return score_maps(head, _maps(trunk, test))
+
+
+@torch.inference_mode()
+def _maps(trunk: Trunk, pictures: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    found = [trunk(torch.from_numpy(np.array(pictures[i : i + 8]))) for i in range(0, len(pictures), 8)]
+    return [torch.cat(level).numpy() for level in zip(*found, strict=True)]
 
 
 def _decide(result: Result, budget: float) -> tuple[bool, str]:

@@ -8,25 +8,34 @@ own, so that each exports alone: the trunk may be quantised, the scan of the hea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 MAP_LIMIT = 256  # pixels a side
 TOP_LIMIT = 3840  # of TensorRT's TopK
 
 
+def top_count(map_size: tuple[int, int], share: float) -> int:
+    """Pixels of a map that are its top share: rounded down as in INP-Former's code, at least 1."""
+    return max(1, min(int(share * math.prod(map_size)), TOP_LIMIT))
+
+
 class AnomalyHead(nn.Module):
     """Trunk maps and mask to score and map.
 
     Args:
-        model: trunk maps to one smooth, non-negative discrepancy map [B, h_i, w_i] per hierarchy.
-        grids: their sizes.
+        model: trunk maps to one non-negative discrepancy map [B, h_i, w_i] per hierarchy. Where it has a method
+            `image_score(features, maps, seen) -> [B]`, that is the score in place of the mean of the map's top: `maps`
+            is what the model gave, `seen` float32 [B, h_i, w_i] per hierarchy is 1 where the mask shows some of a cell.
+        grids: sizes of the discrepancy maps.
         map_size: height and width of the output map and of the mask.
-        top: share of the map's pixels whose mean is the score.
+        top: share of the map's pixels whose mean is the score; 0 for the maximum.
+        smoothing: standard deviation of a Gaussian over the map, pixels of the map.
 
     """
 
@@ -37,27 +46,39 @@ class AnomalyHead(nn.Module):
         map_size: tuple[int, int],
         *,
         top: float = 0.01,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if max(map_size) > MAP_LIMIT:
             raise ValueError(f"map of {map_size}: at most {MAP_LIMIT} a side")
         self.model = model
         self.map_size = map_size
-        self.top = max(1, min(round(top * math.prod(map_size)), TOP_LIMIT))
-        for i, (height, width) in enumerate(grids):
-            self.register_buffer(f"rows_{i}", _interpolation(height, map_size[0]), persistent=False)
-            self.register_buffer(f"columns_{i}", _interpolation(width, map_size[1]).T.contiguous(), persistent=False)
+        self.top = top_count(map_size, top)
+        self.image_score: Callable[..., Tensor] | None = getattr(model, "image_score", None)
+        for i, grid in enumerate(grids):
+            for name, cells, pixels in zip(("rows", "columns"), grid, map_size, strict=True):
+                raised = _smoother(pixels, smoothing) @ _interpolation(cells, pixels)
+                self._constant(f"{name}_{i}", raised if name == "rows" else raised.T)
+                if self.image_score is not None:
+                    near = _nearest(cells, pixels)
+                    self._constant(f"{name}_seen_{i}", near if name == "rows" else near.T)
+
+    def _constant(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value.contiguous(), persistent=False)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs: the trunk's maps, then the mask."""
         *features, mask = inputs
-        parts = [
-            getattr(self, f"rows_{i}") @ each @ getattr(self, f"columns_{i}")
-            for i, each in enumerate(self.model(features))
-        ]
+        maps = self.model(features)
+        parts = [getattr(self, f"rows_{i}") @ each @ getattr(self, f"columns_{i}") for i, each in enumerate(maps)]
         heat = torch.stack(parts).mean(0) * mask
-        score = heat.flatten(1).topk(self.top, 1).values.mean(1)
-        return score, heat
+        if self.image_score is None:
+            return heat.flatten(1).topk(self.top, 1).values.mean(1), heat
+        seen = [
+            (getattr(self, f"rows_seen_{i}") @ mask @ getattr(self, f"columns_seen_{i}") > 0).float()
+            for i in range(len(maps))
+        ]
+        return self.image_score(features, maps, seen), heat
 
 
 class AnomalyGraph(nn.Module):
@@ -78,6 +99,22 @@ def _interpolation(cells: int, pixels: int) -> Tensor:
 
     Evenly padded strides put the centre of cell i on the left edge of its span, at i / cells of the picture.
     """
+    return torch.from_numpy(np.maximum(1 - _distance(cells, pixels), 0)).float()
+
+
+def _nearest(cells: int, pixels: int) -> Tensor:
+    """[cells, pixels]: 1 where a pixel lies nearest to a cell."""
+    nearest = _distance(cells, pixels).argmin(1)
+    return torch.from_numpy(nearest == np.arange(cells)[:, None]).float()
+
+
+def _distance(cells: int, pixels: int) -> NDArray[np.float64]:
     at = (np.arange(pixels) + 0.5) * cells / pixels
-    distance = np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells))
-    return torch.from_numpy(np.maximum(1 - distance, 0)).float()
+    return np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells))
+
+
+def _smoother(pixels: int, sigma: float) -> Tensor:
+    """[pixels, pixels]: a Gaussian as a product; rows sum to one at the borders too."""
+    at = torch.arange(pixels, dtype=torch.float64)
+    weights = torch.exp(-0.5 * ((at[:, None] - at) / max(sigma, 1e-9)) ** 2)
+    return (weights / weights.sum(1, keepdim=True)).float()

@@ -1,143 +1,174 @@
 """PatchCore (Roth et al. 2022): the baseline that every accuracy table shows next to our models.
 
-Patches of good pictures, as features of the frozen trunk, are kept in a memory bank; a patch is as anomalous as its
-distance to the nearest one in the bank, a picture as its worst patch, weighted by how close the bank's own vectors lie
-around that nearest one (eq. 7). Features of both strides are averaged over 3x3 neighbours, brought to the finer grid
-and concatenated. The bank is a greedy k-centre selection (each next vector is
-the one farthest from all chosen so far), made on a random projection and, where there are very many patches, on a
-random part of them. The trunk, its taps and the picture size are the same as for the model it is compared with, and
-nothing is tuned on test pictures.
+The paper's: patches of good pictures, as features of the frozen trunk averaged over 3x3 neighbours, are kept in a
+memory bank chosen greedily (each next vector is the one farthest from all chosen so far) on a random projection; a
+patch is as anomalous as its distance to the nearest one in the bank, a picture as its worst patch, weighted by how
+close the bank's own vectors lie around that nearest one (eq. 7); maps are smoothed by a Gaussian.
+
+Ours: the trunk; where there are very many patches the selection sees a random part of them; the bank is a constant of
+the graph, with the neighbours of each of its vectors in a table, so that eq. 7 needs no second search. Nothing is tuned
+on test pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from compile.backbone import Trunk
+from compile.job import Progress
 
 BANK = 10_000  # vectors
 POOL = 100_000  # patches that the selection looks at
 PROJECTED = 32  # dimensions of the random projection
 NEIGHBOURS = 9  # b of eq. 7: vectors of the bank around the nearest one, itself included
 BLUR_SIGMA = 4.0  # pixels of the map, as in the paper
-CHUNK = 2048  # patches compared at once
-Images = NDArray[np.uint8]
+CHUNK = 1024  # patches of a picture compared at once
+TOLD_EVERY = 100  # vectors
 
 
-@dataclass(frozen=True, slots=True)
-class PatchCore:
-    """A fitted baseline."""
+class PatchCore(nn.Module):
+    """A fitted bank: trunk maps to one map [B, h, w] of distances, on the finest hierarchy's grid.
 
-    trunk: Trunk
-    bank: Tensor  # [m, C] float32
+    Args:
+        bank: float32 [m, C], C being the channels of all hierarchies together.
+        grids: height and width of each hierarchy, the finest first.
 
-    def score(self, images: Iterable[Images], side: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score batches of pictures.
+    """
+
+    bank: Tensor
+    table: Tensor
+    columns: Tensor
+    squares: Tensor
+
+    def __init__(self, bank: Tensor, grids: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.join = Join(grids)
+        self.register_buffer("bank", bank)
+        self.register_buffer("table", neighbours(bank))
+        self.register_buffer("columns", -2 * bank.T.contiguous(), persistent=False)
+        self.register_buffer("squares", bank.square().sum(1), persistent=False)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
+        """Trunk maps float32 [B, C_i, h_i, w_i] to the distance of each patch to the bank [B, h, w]."""
+        patches = self.join(features)
+        found = [self._apart(chunk).amin(2) for chunk in torch.split(patches, CHUNK, 1)]
+        distances = _root(torch.cat(found, 1) + patches.square().sum(2))
+        return (distances.reshape(-1, *self.join.grid),)
+
+    def image_score(self, features: Sequence[Tensor], maps: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
+        """Weight each picture's worst patch by eq. 7; [B].
+
+        The weight is one minus the share that the nearest vector has of the exponentials of the distances to its own
+        neighbours in the bank: a patch near a rare vector is rarer than its distance says.
 
         Args:
-            images: batches, uint8 [B, H, W, 3] RGB, all of one size.
-            side: height and width of the maps.
-
-        Returns:
-            scores float32 [n], maps float32 [n, *side].
+            features: the trunk's maps.
+            maps: what `forward` gives for them.
+            seen: one [B, h, w]: 1 where the recipe's mask shows some of a patch, else 0.
 
         """
-        scores, maps = [], []
-        for batch in images:
-            features, (height, width) = patch_features(self.trunk, batch)
-            distances = torch.cat([nearest(chunk, self.bank) for chunk in torch.split(features, CHUNK)])
-            grid = distances.reshape(len(batch), 1, height, width)
-            worst = distances.reshape(len(batch), -1).argmax(1) + torch.arange(len(batch)) * height * width
-            scores.append(picture_scores(features[worst], self.bank))
-            full = functional.interpolate(grid, side, mode="bilinear", align_corners=False)
-            maps.append(_blur(full)[:, 0])
-        return torch.cat(scores).numpy(), torch.cat(maps).numpy()
+        patches = self.join(features)
+        distances = (maps[0] * seen[0]).flatten(1)
+        at = distances.argmax(1).reshape(-1, 1, 1).expand(-1, 1, patches.shape[2])
+        worst = patches.gather(1, at).squeeze(1)
+        apart = _root(self._apart(worst) + worst.square().sum(1, keepdim=True))
+        around = apart.gather(1, self.table.index_select(0, apart.argmin(1)))
+        return (1 - functional.softmax(around, 1)[:, 0]) * distances.amax(1)
+
+    def _apart(self, patches: Tensor) -> Tensor:
+        """Squared distance of patches [..., C] to each vector of the bank [..., m], less their own square."""
+        return patches @ self.columns + self.squares
 
 
-def fit_patchcore(trunk: Trunk, images: Iterable[Images], seed: int, bank: int = BANK) -> PatchCore:
-    """Fit on batches of good pictures, uint8 [B, H, W, 3] RGB, all of one size."""
-    features = torch.cat([patch_features(trunk, batch)[0] for batch in images])
-    return PatchCore(trunk, features[greedy_coreset(features, bank, seed)])
+class Join(nn.Module):
+    """Trunk maps to patches [B, L, C]: averaged over 3x3 cells, raised to the finest grid (the first) and joined."""
+
+    def __init__(self, grids: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.grid = grids[0]
+        for i, (height, width) in enumerate(grids):
+            self.register_buffer(f"rows_{i}", _raise(height, self.grid[0]), persistent=False)
+            self.register_buffer(f"columns_{i}", _raise(width, self.grid[1]).T.contiguous(), persistent=False)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        levels = [functional.avg_pool2d(f, 3, stride=1, padding=1, count_include_pad=False) for f in features]
+        coarse = [
+            getattr(self, f"rows_{i}") @ level @ getattr(self, f"columns_{i}")
+            for i, level in enumerate(levels[1:], start=1)
+        ]
+        return torch.cat([levels[0], *coarse], 1).flatten(2).transpose(1, 2)
 
 
-@torch.inference_mode()
-def patch_features(trunk: Trunk, batch: Images) -> tuple[Tensor, tuple[int, int]]:
-    """Give the features [B*h*w, C] of a batch in row order, and the grid (h, w)."""
-    maps = [
-        functional.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False)
-        for level in trunk(torch.from_numpy(np.ascontiguousarray(batch)))
-    ]
-    height, width = maps[0].shape[2:]
-    raised = [functional.interpolate(m, (height, width), mode="bilinear", align_corners=False) for m in maps[1:]]
-    joined = torch.cat([maps[0], *raised], dim=1)
-    return joined.permute(0, 2, 3, 1).flatten(0, 2), (height, width)
+@torch.no_grad()
+def fit_patchcore(
+    features: Sequence[NDArray[Any]], *, seed: int, bank: int = BANK, progress: Progress | None = None
+) -> PatchCore:
+    """Choose the bank from trunk maps of good images.
+
+    Args:
+        features: one array or memmap [n, C, h, w] per hierarchy, the finest first.
+        seed: fixes the result, on one thread to the bit.
+        bank: vectors to keep.
+        progress: called with (what, done, of).
+
+    """
+    grids = [(f.shape[2], f.shape[3]) for f in features]
+    join, generator = Join(grids), torch.Generator().manual_seed(seed)
+    count = features[0].shape[0] * grids[0][0] * grids[0][1]
+    rows = torch.randperm(count, generator=generator)[: max(POOL, bank)] if count > bank else torch.arange(count)
+    pool = _patches(join, features, rows)
+    return PatchCore(pool[greedy_coreset(pool, bank, generator, progress)], grids)
 
 
-@torch.inference_mode()
-def greedy_coreset(features: Tensor, count: int = BANK, seed: int = 0) -> Tensor:
-    """Choose `count` rows of features [n, C] by greedy k-centre; int64 [min(count, n)]."""
-    if len(features) <= count:
-        return torch.arange(len(features))
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.randperm(len(features), generator=generator)[: max(POOL, count)]
-    points = features[pool]
+def greedy_coreset(points: Tensor, count: int, generator: torch.Generator, progress: Progress | None = None) -> Tensor:
+    """Choose `count` rows of points [n, C], which stand in random order, by greedy k-centre; int64 [min(count, n)]."""
+    if len(points) <= count:
+        return torch.arange(len(points))
     if points.shape[1] > PROJECTED:
         points = points @ (torch.randn(points.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5)
     squares = points.square().sum(1)
     nearest_yet = torch.full((len(points),), torch.inf)
     chosen = torch.empty(count, dtype=torch.int64)
-    current = 0  # the pool is shuffled: any start is random
+    current = 0  # the order is random: any start is
     for step in range(count):
         chosen[step] = current
         distance = (points @ points[current]).mul_(-2).add_(squares).add_(squares[current])
         torch.minimum(nearest_yet, distance, out=nearest_yet)
         current = int(nearest_yet.argmax())
-    return pool[chosen]
+        if progress is not None and (step + 1) % TOLD_EVERY == 0:
+            progress("fit", step + 1, count)
+    return chosen
 
 
-def nearest(features: Tensor, bank: Tensor) -> Tensor:
-    """Give the Euclidean distance [n] of each row of features [n, C] to the nearest of bank [m, C]."""
-    squared = torch.addmm(bank.square().sum(1), features, bank.T, alpha=-2).amin(1) + features.square().sum(1)
-    return squared.clamp_min_(0).sqrt_()
+def neighbours(bank: Tensor) -> Tensor:
+    """int64 [m, min(9, m)]: for each vector of the bank [m, C] the nearest ones, itself first."""
+    count = min(NEIGHBOURS, len(bank))
+    return torch.cat([torch.cdist(c, bank).topk(count, largest=False).indices for c in torch.split(bank, CHUNK)])
 
 
-@torch.inference_mode()
-def picture_scores(worst: Tensor, bank: Tensor) -> Tensor:
-    """Weight the distance of each picture's worst patch [n, C] to the bank [m, C] by eq. 7; [n].
-
-    The weight is one minus the share that the nearest vector has of the exponentials of the distances to its own
-    neighbours in the bank: a patch near a rare vector is rarer than its distance says.
-    """
-    apart = torch.cdist(worst, bank)
-    found, index = apart.min(1)
-    around = torch.cdist(bank[index], bank).topk(min(NEIGHBOURS, len(bank)), largest=False).indices
-    share = torch.exp(found - torch.logsumexp(apart.gather(1, around), 1))
-    return (1 - share) * found
+def _patches(join: Join, features: Sequence[NDArray[Any]], rows: Tensor) -> Tensor:
+    """Give the chosen patches [len(rows), C], numbered over all pictures, without holding all of them."""
+    cells = join.grid[0] * join.grid[1]
+    found = torch.empty(len(rows), sum(f.shape[1] for f in features))
+    pictures = rows // cells
+    for picture in pictures.unique().tolist():  # type: ignore[no-untyped-call]
+        places = torch.nonzero(pictures == picture)[:, 0]
+        maps = [torch.from_numpy(np.asarray(f[picture : picture + 1], np.float32)) for f in features]
+        found[places] = join(maps)[0, rows[places] % cells]
+    return found
 
 
-def batches(images: Iterable[NDArray[np.uint8]], size: int = 8) -> Iterator[Images]:
-    """Stack pictures [H, W, 3] into batches."""
-    waiting: list[NDArray[np.uint8]] = []
-    for image in images:
-        waiting.append(image)
-        if len(waiting) == size:
-            yield np.stack(waiting)
-            waiting = []
-    if waiting:
-        yield np.stack(waiting)
+def _root(squared: Tensor) -> Tensor:
+    return squared.clamp(min=0).sqrt()
 
 
-def _blur(maps: Tensor) -> Tensor:
-    reach = int(4 * BLUR_SIGMA + 0.5)
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / BLUR_SIGMA) ** 2)
-    kernel = (kernel / kernel.sum()).reshape(1, 1, 1, -1)
-    padded = functional.pad(maps, (reach, reach, reach, reach), mode="replicate")
-    return functional.conv2d(functional.conv2d(padded, kernel), kernel.transpose(2, 3))
+def _raise(cells: int, wanted: int) -> Tensor:
+    """[wanted, cells]: linear interpolation between the centres of the cells' spans, constant beyond the outer ones."""
+    at = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * cells / wanted - 0.5).clamp(0, cells - 1)
+    return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0).float()

@@ -11,7 +11,7 @@ import torch
 from onnx import shape_inference
 from skimage import data
 
-from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead
+from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead, top_count
 from compile.backbone import Trunk
 from compile.export import export, join
 from compile.job import MAP_LIMIT
@@ -84,10 +84,29 @@ def test_keeps_the_contract(graph):
 
 def test_score_is_the_mean_of_the_map_s_top(graph):
     score, heat = graph(pictures(3), torch.ones(3, 16, 16))
-    assert graph.head.top == round(0.01 * 16 * 16)
+    assert graph.head.top == int(0.01 * 16 * 16)
     for s, h in zip(score, heat, strict=True):
         assert float(s) == pytest.approx(float(h.flatten().sort().values[-graph.head.top :].mean()), rel=1e-6)
     assert AnomalyHead(torch.nn.Identity(), [(8, 8)], (256, 256), top=0.5).top == TOP_LIMIT
+
+
+def test_the_top_hundredth_has_as_many_pixels_as_published():
+    assert top_count((256, 256), 0.01) == 655
+    assert top_count((392, 392), 0.01) == 1536
+    assert top_count((256, 256), 0) == 1  # the maximum
+
+
+def test_smoothing_spreads_a_point_as_a_gaussian_and_keeps_a_flat_map():
+    heads = [AnomalyHead(torch.nn.Identity(), [(64, 64)], (64, 64), smoothing=s) for s in (0.0, 3.0)]
+    point = torch.zeros(1, 64, 64)
+    point[0, 30, 34] = 1
+    sharp, smooth = (head(point, torch.ones(1, 64, 64))[1][0] for head in heads)
+    grid = torch.arange(64.0)
+    for axis in (0, 1):
+        variances = [float((h.sum(axis) * (grid - (h.sum(axis) * grid).sum()) ** 2).sum()) for h in (sharp, smooth)]
+        assert variances[1] - variances[0] == pytest.approx(9, rel=0.01)
+    flat = heads[1](torch.ones(1, 64, 64), torch.ones(1, 64, 64))[1]
+    torch.testing.assert_close(flat, torch.ones(1, 64, 64))
 
 
 def test_what_the_mask_hides_does_not_count(graph):

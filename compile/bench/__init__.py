@@ -1,0 +1,1 @@
+"""`beltline bench`: methods side by side on labelled data sets."""

@@ -1,0 +1,33 @@
+"""Score pictures whose trunk maps are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compile.anomaly_graph import AnomalyHead
+from compile.parity import Scored
+
+BATCH = 4
+
+
+@torch.no_grad()
+def score_maps(
+    head: AnomalyHead, maps: Sequence[NDArray[Any]], tick: Callable[[int, int], None] | None = None
+) -> Scored:
+    """Score n pictures, given as one array [n, C, h, w] of trunk maps per stride, all of their area inspected."""
+    count = maps[0].shape[0]
+    scores = np.empty(count)
+    heat = np.empty((count, *head.map_size), np.float32)
+    for start in range(0, count, BATCH):
+        chosen = slice(start, min(start + BATCH, count))
+        chunk = [torch.from_numpy(np.asarray(each[chosen], np.float32)) for each in maps]
+        score, found = head(*chunk, torch.ones(len(chunk[0]), *head.map_size))
+        scores[chosen], heat[chosen] = score.numpy(), found.numpy()
+        if tick:
+            tick(chosen.stop, count)
+    return Scored(scores, heat)
