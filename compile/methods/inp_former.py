@@ -182,7 +182,8 @@ def mean(parts: Sequence[Tensor]) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Divide by the length along the last axis; zeros stay zeros."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=EPS)
+    divided: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=EPS)
+    return divided
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
