@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from calibration.threshold import CalibrationError
 from compile.job import FIT_STEPS, Settings
-from compile.job import Progress as Tick
 from compile.pipeline import Compiled, compile_data
 from compile.report import GRAPH_NAMES
-from compile.wishes import WishError
-from edge.errors import BeltlineError
-
-
-class Interruption(KeyboardInterrupt):
-    """SIGINT or SIGTERM, with its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__("interrupted, nothing was written")
-        self.number = number
+from compile.terminal import ended_well, write_json
 
 
 def compile_bundle(  # noqa: PLR0917 - the command line
@@ -83,17 +65,11 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         version=version,
         fit_steps=fit_steps,
     )
-    try:
-        with _ending_well(), _bars(enabled=not as_json) as tick:
-            compiled = compile_data(settings, tick)
-    except (BeltlineError, CalibrationError, OSError, Interruption) as error:
-        shown = _for_the_terminal(error)
-        if as_json and not isinstance(shown, (BeltlineError, OSError)):  # those are written where they arrive
-            _write_json({"error": str(error)})
-        raise shown from error
+    with ended_well("compile", as_json=as_json) as tick:
+        compiled = compile_data(settings, tick)
     summary = summarise(compiled)
     if as_json:
-        _write_json(summary)
+        write_json(summary)
     else:
         _print(compiled)
 
@@ -119,53 +95,6 @@ def summarise(compiled: Compiled) -> dict[str, object]:
         "seconds": found.seconds,
         "warnings": found.warnings,
     }
-
-
-def _write_json(document: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def _for_the_terminal(error: BaseException) -> BaseException:
-    """Give what makes the command end with the right message and exit code."""
-    match error:
-        case Interruption():
-            Console(stderr=True).print(f"beltline compile: {error}")
-            return typer.Exit(128 + error.number)
-        case WishError():
-            return typer.BadParameter(str(error))
-        case CalibrationError():
-            return BeltlineError(str(error))
-    return error
-
-
-@contextmanager
-def _ending_well() -> Iterator[None]:
-    """Let SIGINT and SIGTERM unwind what was begun: scratch files and the processes of fits go."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
-        raise Interruption(number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _bars(*, enabled: bool) -> Iterator[Tick]:
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
-        tasks: dict[str, object] = {}
-
-        def tick(step: str, done: int, of: int) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=of)
-            bars.update(tasks[step], completed=done, total=of)  # type: ignore[arg-type]
-
-        yield tick
 
 
 def _print(compiled: Compiled) -> None:

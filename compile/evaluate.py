@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from compile.data import LabelledImage, UnreadableImageError, read_image
 from compile.evidence import Interval, TestRow
-from compile.metrics import MetricError, paired_pixel_difference, pixel_metrics, resize_mask
+from compile.metrics import MaskRule, MetricError, paired_pixel_difference, pixel_metrics, resize_mask
 from compile.parity import Scored, image_auroc
 
 PIXEL_RESAMPLES = 100
 
 
-def load_masks(images: Sequence[LabelledImage], side: int) -> list[NDArray[np.bool_] | None]:
+def load_masks(images: Sequence[LabelledImage], side: int, rule: MaskRule = "half") -> list[NDArray[np.bool_] | None]:
     """Bring ground truth to the map's size; None where it is not known."""
-    return [_mask(image, side) for image in images]
+    return [_mask(image, side, rule) for image in images]
 
 
-def _mask(image: LabelledImage, side: int) -> NDArray[np.bool_] | None:
+def _mask(image: LabelledImage, side: int, rule: MaskRule) -> NDArray[np.bool_] | None:
     if not image.defective:
         return np.zeros((side, side), bool)
     if image.mask is None:
@@ -29,7 +29,7 @@ def _mask(image: LabelledImage, side: int) -> NDArray[np.bool_] | None:
         mask = read_image(image.mask)
     except UnreadableImageError:
         return None
-    return resize_mask(mask if mask.ndim == 2 else mask.max(axis=2), side, side)
+    return resize_mask(mask if mask.ndim == 2 else mask.max(axis=2), side, side, rule)
 
 
 def test_row(

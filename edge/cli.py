@@ -33,6 +33,7 @@ class Known(NamedTuple):
 
 COMMANDS = {
     "compile": Known("Turn a folder of good parts into a bundle.", "compile"),
+    "bench": Known("Compare methods on labelled data sets: the table that papers print, and their maps.", "compile"),
     "run": Known("Run the station of a station.toml: trigger, frame, score, verdict, act, journal.", "edge"),
     "publish": Known("Send the journal's outcomes to the MQTT broker.", "edge"),
     "status": Known("Show what the running station does, live.", "edge"),

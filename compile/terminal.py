@@ -1,0 +1,92 @@
+"""What the workshop's commands share at the terminal: bars, one JSON document, an ending that tidies up."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from calibration.threshold import CalibrationError
+from compile.job import Progress as Tick
+from compile.wishes import WishError
+from edge.errors import BeltlineError
+
+
+class Interruption(KeyboardInterrupt):
+    """SIGINT or SIGTERM, with its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted, nothing was written")
+        self.number = number
+
+
+@contextmanager
+def ended_well(command: str, *, as_json: bool) -> Iterator[Tick]:
+    """Show bars while the work is done, let SIGINT and SIGTERM unwind it, and end with the right message and exit code.
+
+    Args:
+        command: its name, for the message.
+        as_json: no bars; errors are one JSON document on stdout, too.
+
+    """
+    try:
+        with _unwinding(), _bars(enabled=not as_json) as tick:
+            yield tick
+    except (BeltlineError, CalibrationError, OSError, Interruption) as error:
+        shown = _for_the_terminal(command, error)
+        if as_json and not isinstance(shown, (BeltlineError, OSError)):  # those are written where they arrive
+            write_json({"error": str(error)})
+        raise shown from error
+
+
+def write_json(document: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _for_the_terminal(command: str, error: BaseException) -> BaseException:
+    match error:
+        case Interruption():
+            Console(stderr=True).print(f"beltline {command}: {error}")
+            return typer.Exit(128 + error.number)
+        case WishError():
+            return typer.BadParameter(str(error))
+        case CalibrationError():
+            return BeltlineError(str(error))
+    return error
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Let SIGINT and SIGTERM unwind what was begun: scratch files and the processes of fits go."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
+        raise Interruption(number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _bars(*, enabled: bool) -> Iterator[Tick]:
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
+        tasks: dict[str, object] = {}
+
+        def tick(step: str, done: int, of: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=of)
+            bars.update(tasks[step], completed=done, total=of)  # type: ignore[arg-type]
+
+        yield tick
