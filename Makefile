@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data),)
 export BELTLINE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help demo test check bench bench-compile bench-station bench-bridge bench-calibration soak constraints clean system
+.PHONY: help demo test check bench bench-methods bench-compile bench-station bench-bridge bench-calibration soak constraints clean system
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -28,7 +28,10 @@ check: $(VENV)/installed ## formatting, lint, types, import rules
 	$(RUN)lint-imports
 
 bench: ## every benchmark, also after one missed its budget; tables go to benchmarks/results/
-	$(MAKE) --keep-going bench-compile bench-station bench-bridge bench-calibration
+	$(MAKE) --keep-going bench-methods bench-compile bench-station bench-bridge bench-calibration
+
+bench-methods: $(VENV)/installed ## every method side by side on the labelled data sets of BELTLINE_DATA
+	$(RUN)python -m benchmarks.methods
 
 bench-compile: out/demo/surface.bundle ## speed, growth, compile time; accuracy and parity on real data
 	missed=0; for table in speed compile_time accuracy; do $(RUN)python -m benchmarks.$$table || missed=1; done; exit $$missed

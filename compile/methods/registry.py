@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from calibration.split import kfold
 from compile.anomaly_graph import AnomalyHead
+from compile.features import Rows
 from compile.job import FIT_STEPS, Progress
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
+from compile.methods.varad import VarAD
 from compile.methods.varad_fit import fit_varad
+from compile.split_plan import FEW_PARTS
 from compile.standardise import Standardised, measure_spread
 from edge.errors import BeltlineError
 
+FOLDS = 5  # of VarAD's cross-fit
 Maps = Sequence[NDArray[Any]]  # of good pictures: one [n, C, h, w] per stride of the method
 Fit = Callable[[Maps, int, int | None, Progress | None], nn.Module]  # maps, seed, steps at most, progress
 
@@ -71,11 +77,29 @@ def _fit_patchcore(maps: Maps, seed: int, steps: int | None, progress: Progress 
 
 
 def _fit_varad(maps: Maps, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
-    model = fit_varad(maps, seed=seed, progress=progress, steps=FIT_STEPS if steps is None else steps)
-    return Standardised(model, [measure_spread(model, maps)]).eval()
+    """Fit as `beltline compile` does, each picture a part: where they are few, folds measure the spread held out."""
+    count = maps[0].shape[0]
+    everything = np.arange(count)
+    folds = kfold(everything, FOLDS, seed) if count < FEW_PARTS else []
+
+    def fit(rows: NDArray[np.int64], turn: int) -> VarAD:
+        tell = None if progress is None else partial(_tell_turn, progress, turn=turn, turns=len(folds) + 1)
+        return fit_varad(_rows(maps, rows), seed=seed, progress=tell, steps=FIT_STEPS if steps is None else steps)
+
+    spreads = [measure_spread(fit(others, i), _rows(maps, held)) for i, (others, held) in enumerate(folds)]
+    model = fit(everything, len(folds))
+    return Standardised(model, spreads or [measure_spread(model, maps)]).eval()
+
+
+def _tell_turn(progress: Progress, what: str, done: int, of: int, *, turn: int, turns: int) -> None:
+    progress(what, turn * of + done, turns * of)
+
+
+def _rows(maps: Maps, rows: NDArray[np.int64]) -> Maps:
+    return [cast("NDArray[Any]", Rows(each, rows)) for each in maps]
 
 
 METHODS: dict[str, Method] = {
     "patchcore": Method("PatchCore: greedy memory bank, eq. 7", _fit_patchcore, smoothing=BLUR_SIGMA),
-    "varad": Method("VarAD, lightweight, standardised", _fit_varad),
+    "varad": Method("VarAD, lightweight, in deviations of good parts", _fit_varad),
 }

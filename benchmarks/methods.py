@@ -1,0 +1,57 @@
+"""The methods side by side on labelled data sets, as papers print it: `beltline bench` with the machine in the file.
+
+    python -m benchmarks.methods [FOLDER ...]      # by default the labelled ones of the folder that BELTLINE_DATA names
+
+Every method of the registry, the first being the one that the others are compared with; three seeds. It informs and
+does not gate: `python -m benchmarks.accuracy` gates what is shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.record import RESULTS, machine
+from compile.bench.page import render_page
+from compile.bench.run import Wanted, run_bench
+from compile.bench.table import WIDTH, print_results, to_csv
+from compile.methods.registry import METHODS
+from compile.terminal import ended_well
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", type=Path, default=labelled(Path(os.environ.get("BELTLINE_DATA", "."))))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--size", type=int, default=256, help="side of the graph's input, pixels")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--maps", type=Path, default=Path("out/bench"), help="folder for the page of maps")
+    wanted = parser.parse_args()
+    now = datetime.now(timezone.utc)
+    with ended_well("bench", as_json=False) as tick:
+        results = run_bench(Wanted(wanted.data, wanted.methods.split(","), wanted.size, wanted.seeds), tick)
+    console = Console(record=True, width=WIDTH, file=sys.stdout, highlight=False)
+    console.print(f"methods, {now:%Y-%m-%d %H:%M} UTC\n{machine()}")
+    print_results(console, results)
+    for folder in (wanted.output, wanted.maps):
+        folder.mkdir(parents=True, exist_ok=True)
+    (wanted.output / "methods.txt").write_text(console.export_text(), encoding="utf-8")
+    table = to_csv(results, date=f"{now:%Y-%m-%d}", machine=machine())
+    (wanted.output / "methods.csv").write_text(table, encoding="utf-8")
+    (wanted.maps / "maps.html").write_text(render_page(results.shown, wanted.size), encoding="utf-8")
+    return 0
+
+
+def labelled(folder: Path) -> list[Path]:
+    """Data sets with good test pictures and masks."""
+    return sorted(each.parent for each in folder.glob("*/ground_truth") if (each.parent / "test" / "good").is_dir())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""`beltline bench`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from compile.bench.page import render_page
+from compile.bench.run import Results, Wanted, run_bench
+from compile.bench.table import WIDTH, print_results, to_csv, to_json
+from compile.methods.registry import METHODS
+from compile.terminal import ended_well, write_json
+
+
+def bench(  # noqa: PLR0917 - the command line
+    data: Annotated[list[Path], typer.Argument(help="Folders of MVTec style: train/good, test, ground_truth.")],
+    methods: Annotated[
+        str, typer.Option(help=f"Names with commas between, the first compared with: {', '.join(METHODS)}.")
+    ] = ",".join(METHODS),
+    size: Annotated[int, typer.Option(help="Side of the graph's square input, a multiple of 32.")] = 256,
+    seeds: Annotated[int, typer.Option(help="Fits of each method on each data set.")] = 1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.txt, bench.csv, maps.html.")] = Path(
+        "out/bench"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
+) -> None:
+    """Compare methods on labelled data sets: the table that papers print, and their maps."""
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    with ended_well("bench", as_json=as_json) as tick:
+        output.mkdir(parents=True, exist_ok=True)  # before the hours of work
+        results = run_bench(Wanted(data, names, size, seeds), tick)
+    console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)
+    print_results(console, results)
+    files = write_results(results, output, console.export_text())
+    if as_json:
+        write_json({**to_json(results), "files": [str(file) for file in files]})
+    else:
+        console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True, highlight=False, markup=False)
+
+
+def write_results(results: Results, folder: Path, text: str) -> list[Path]:
+    """Write the table as text and CSV, and the page of maps."""
+    contents = {
+        "bench.txt": text,
+        "bench.csv": to_csv(results),
+        "maps.html": render_page(results.shown, results.wanted.size),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return [folder / name for name in contents]

@@ -1,0 +1,157 @@
+"""What every method of a comparison shares: a labelled data set's pictures, masks and trunk maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from compile.backbone import Trunk
+from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, read_data, read_image
+from compile.evaluate import load_masks
+from compile.export import export
+from compile.features import Features, load_pictures
+from compile.job import MAP_LIMIT, Progress
+from compile.metrics import MaskRule, Masks
+from edge.bundle import Input
+
+RULES: tuple[MaskRule, ...] = ("paper_nonzero", "half")
+Maps = dict[int, NDArray[np.float32]]  # stride -> [n, C, h, w]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One data set at one size; arrays are mapped from scratch files."""
+
+    name: str
+    size: int
+    train: Maps  # of good pictures
+    test: Maps
+    images: list[LabelledImage]  # of the test
+    pictures: NDArray[np.uint8]  # [n, size, size, 3], of the test
+    masks: dict[MaskRule, Masks]
+    remarks: list[str]
+
+    @property
+    def defective(self) -> NDArray[np.bool_]:
+        return np.array([image.defective for image in self.images])
+
+    @property
+    def map_side(self) -> int:
+        return min(MAP_LIMIT, self.size // 2)
+
+
+def map_names(strides: Sequence[int]) -> list[str]:
+    return [f"maps_{stride}" for stride in strides]
+
+
+def export_trunk(strides: tuple[int, ...], size: int) -> onnx.ModelProto:
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    return export(Trunk(strides), (example,), ["image"], map_names(strides))
+
+
+def read_labelled(folder: Path, progress: Progress) -> DataSet:
+    """Read a folder of MVTec style, and refuse what cannot be compared on.
+
+    Raises:
+        DataError: no such folder, too few pictures, only one kind of test pictures, a mask of another size.
+
+    """
+    step = f"{folder.resolve().name}: read"
+    data = read_data(folder, tick=lambda done, of: progress(step, done, of))
+    check_kinds(folder, data.test)
+    for image in data.test:
+        _check_mask(image)
+    return data
+
+
+def load_labelled(
+    data: DataSet, size: int, trunk: onnx.ModelProto, work: Path, *, threads: int, progress: Progress
+) -> Labelled:
+    """Compute the trunk maps of a data set, once for all methods.
+
+    Args:
+        data: from `read_labelled`.
+        size: side of the graph's input.
+        trunk: as `export_trunk` makes it for this size.
+        work: an empty scratch folder.
+        threads: of the trunk.
+        progress: told what is done.
+
+    Raises:
+        DataError: the test pictures that can be read are of one kind.
+
+    """
+    name = data.folder.resolve().name
+    spec = Input(height=size, width=size, source=data.source)
+    paths = {"train": data.good, "test": [image.path for image in data.test]}
+    maps: dict[str, Maps] = {}
+    pictures, kept = {}, {}
+    skipped = list(data.skipped)
+    for part, files in paths.items():
+        (work / part).mkdir()
+        pictures[part], kept[part], others = load_pictures(files, spec, work / part / "pictures.bin")
+        skipped += others
+        features = Features(work / part, ["float"])
+        if len(pictures[part]):
+            step = f"{name}: {part} maps"
+            features.extract(
+                "float",
+                trunk,
+                pictures[part],
+                exact=False,
+                threads=threads,
+                tick=lambda done, of, step=step: progress(step, done, of),  # type: ignore[misc]
+            )
+        strides = [int(value.name.removeprefix("maps_")) for value in trunk.graph.output]
+        maps[part] = dict(zip(strides, features.maps, strict=False))
+    images = [data.test[i] for i in kept["test"]]
+    check_kinds(data.folder, images)
+    side = min(MAP_LIMIT, size // 2)
+    masks: dict[MaskRule, Masks] = {rule: load_masks(images, side, rule) for rule in RULES}
+    remarks = _remarks(data, images, masks["half"], [f"skipped {item.path}: {item.reason}" for item in skipped])
+    return Labelled(name, size, maps["train"], maps["test"], images, pictures["test"], masks, remarks)
+
+
+def check_kinds(folder: Path, images: Sequence[LabelledImage]) -> None:
+    """Refuse a data set on which nothing can be compared.
+
+    Raises:
+        DataError: not both good and defective test pictures.
+
+    """
+    defective = sum(image.defective for image in images)
+    if not 0 < defective < len(images):
+        raise DataError(
+            f"{folder}: {len(images) - defective} good and {defective} defective test pictures that can be read: both "
+            "kinds are needed to compare methods. Put them into test/good and test/<kind of defect>."
+        )
+
+
+def _check_mask(image: LabelledImage) -> None:
+    if image.mask is None:
+        return
+    try:
+        picture = read_image(image.path).shape[:2]
+    except UnreadableImageError:
+        return  # skipped, and named, where the pictures are loaded
+    try:
+        mask = read_image(image.mask).shape[:2]
+    except UnreadableImageError as error:
+        raise DataError(f"{image.mask}: not a readable mask: {error}. Replace it, or remove it.") from error
+    if mask != picture:
+        raise DataError(
+            f"{image.mask}: the mask has {mask[1]}x{mask[0]} pixels, its picture {image.path} has "
+            f"{picture[1]}x{picture[0]}. Give the mask of this picture, at its size."
+        )
+
+
+def _remarks(data: DataSet, images: Sequence[LabelledImage], masks: Masks, skipped: list[str]) -> list[str]:
+    unknown = sum(mask is None for mask in masks)
+    words = [f"{unknown} of {len(images)} test pictures have a defect but no mask: they stay out of the pixel figures."]
+    return [*skipped, *data.remarks, *(words if unknown else [])]

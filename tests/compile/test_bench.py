@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compile.bench.figures import FIGURES, IMAGE, PIXEL, compare_images, compare_pixels, estimate
+from compile.methods.registry import METHODS, Method
+from compile.metrics import pixel_metrics
+from compile.parity import Scored
+from edge.cli import FAILED, OK, USAGE, main
+
+COSTS = {"parameters", "macs", "latency_ms", "memory_mb"}
+
+
+class Loudness(nn.Module):
+    """The simplest of methods: how far each cell's features lie from those of a good picture, drawn by the seed."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("like", like)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor]:
+        return ((features[0] - self.like).abs().mean(1),)
+
+
+def fit_loudness(maps, seed, steps, progress) -> Loudness:
+    chosen = np.random.default_rng(seed).integers(0, maps[0].shape[0])
+    return Loudness(torch.from_numpy(np.array(maps[0][chosen])))
+
+
+@pytest.fixture
+def mvtec(tmp_path: Path, photographs, write) -> Path:
+    """20 good parts to learn from, and test parts of which some have a hole."""
+    folder = tmp_path / "wall"
+    for i, image in enumerate(photographs[:20]):
+        write(folder / "train" / "good" / f"{i:02}.png", image)
+    for i, image in enumerate(photographs[30:40]):
+        write(folder / "test" / "good" / f"{i}.png", image)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        cv2.circle(mask, (40 + 6 * i, 90 - 5 * i), 14, 255, -1)
+        write(folder / "test" / "hole" / f"{i}.png", np.where(mask[..., None] > 0, np.uint8(5), image))
+        write(folder / "ground_truth" / "hole" / f"{i}_mask.png", mask)
+    return folder
+
+
+@pytest.mark.slow
+def test_methods_are_compared_in_one_table(mvtec: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(METHODS, "loudness", Method("loudness", fit_loudness, strides=(16,), top=0.0))
+    (mvtec / "ground_truth" / "hole" / "3_mask.png").unlink()
+    output = tmp_path / "out" / "bench"
+    wishes = ["--methods", "patchcore, loudness", "--size", "128", "--seeds", "2", "-o", str(output), "--json"]
+    assert main(["bench", str(mvtec), *wishes]) == OK
+    told, said = capsys.readouterr()
+    assert said == ""
+    told = json.loads(told)
+    assert told["test"] == {"wall": {"good": 10, "defective": 10}}
+    assert any("1 of 20 test pictures have a defect but no mask" in each for each in told["remarks"]["wall"])
+    first, second = told["rows"]
+    assert (first["method"], second["method"]) == ("patchcore", "loudness")
+    assert first["differences"] == {}
+    for row in (first, second):
+        assert set(row["cost"]) == COSTS
+        assert all(value > 0 for value in row["cost"].values())
+        for rule in ("paper_nonzero", "half"):
+            assert list(row["figures"][rule]) == list(FIGURES)
+            assert all(0 < each["mean"] <= 1 and each["spread"] >= 0 for each in row["figures"][rule].values())
+    assert first["figures"]["half"]["I-AUROC"]["mean"] > 0.95
+    assert first["figures"]["half"]["P-AUROC"]["mean"] > 0.95
+    assert first["figures"]["half"]["P-AP"] != first["figures"]["paper_nonzero"]["P-AP"]
+    assert first["figures"]["half"]["I-AP"] == first["figures"]["paper_nonzero"]["I-AP"]
+    assert second["figures"]["half"]["P-AUROC"]["spread"] > 0
+    for name, difference in second["differences"]["half"].items():
+        means = [row["figures"]["half"][name]["mean"] for row in (second, first)]
+        assert difference["value"] == pytest.approx(means[0] - means[1], abs=1e-9)
+        assert difference["interval"][0] <= difference["interval"][1]
+    # PatchCore keeps all 5120 patches of 152 channels; its graph compares 256 patches of a picture with each.
+    more = {name: first["cost"][name] - second["cost"][name] for name in ("parameters", "macs")}
+    assert more["parameters"] == 5120 * 152 - 112 * 64
+    assert more["macs"] == pytest.approx(256 * 5120 * 152, rel=0.05)
+    assert first["cost"]["latency_ms"] > second["cost"]["latency_ms"]
+
+    assert told["files"] == [str(output / name) for name in ("bench.txt", "bench.csv", "maps.html")]
+    rows = list(csv.DictReader((output / "bench.csv").read_text().splitlines()))
+    assert [(row["mask_rule"], row["method"]) for row in rows] == [
+        (rule, method) for method in ("patchcore", "loudness") for rule in ("paper_nonzero", "half")
+    ]
+    assert float(rows[3]["AUPRO"]) == pytest.approx(second["figures"]["half"]["AUPRO"]["mean"], abs=1e-5)
+    assert float(rows[3]["P-AP high"]) == pytest.approx(second["differences"]["half"]["P-AP"]["interval"][1], abs=1e-5)
+    assert rows[0]["P-AP difference"] == ""
+    text = (output / "bench.txt").read_text()
+    assert f"{first['figures']['half']['AUPRO']['mean']:.4f}" in text
+    assert "threshold 0.5" in text
+    page = (output / "maps.html").read_text()
+    assert page.count("<img") == (10 + 4) * 3
+    assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)', page))
+    assert not re.search(r"https?:|<script|<link", page)
+
+
+def refused(capsys, *arguments: object) -> tuple[int, str]:
+    """Run a comparison that fails; stdout must hold the error as one JSON document."""
+    code = main(["bench", *map(str, arguments), "--json"])
+    told, said = capsys.readouterr()
+    assert "Traceback" not in said
+    assert list(json.loads(told)) == ["error"]
+    return code, json.loads(told)["error"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (["--methods", "patchcore,sam"], "--methods: no method 'sam'. There are: patchcore, varad"),
+        (["--methods", ","], "--methods: give at least one"),
+        (["--methods", "varad,patchcore,varad"], "--methods: 'varad' was given twice"),
+        (["--size", "100"], "--size 100: give a multiple of 32 from 128 to 1024"),
+        (["--seeds", "0"], "--seeds 0: at least 1"),
+    ],
+)
+def test_wishes_that_make_no_sense_are_said_before_anything_is_read(tmp_path: Path, capsys, *, wish, words) -> None:
+    code, said = refused(capsys, tmp_path / "nowhere", "-o", tmp_path / "out", *wish)
+    assert (code, words in said) == (USAGE, True), said
+
+
+@pytest.mark.parametrize("missing", ["good", "hole"])
+def test_a_set_with_one_kind_of_test_pictures_is_refused(mvtec: Path, tmp_path: Path, capsys, missing: str) -> None:
+    for file in (mvtec / "test" / missing).iterdir():
+        file.unlink()
+    code, said = refused(capsys, mvtec, "-o", tmp_path / "out", "--size", 128, "--methods", "patchcore")
+    counts = "0 good and 10 defective" if missing == "good" else "10 good and 0 defective"
+    assert (code, f"{mvtec}: {counts} test pictures" in said) == (FAILED, True), said
+
+
+def test_too_few_images_and_a_missing_folder_are_said(mvtec: Path, tmp_path: Path, capsys) -> None:
+    for i in range(3):
+        (mvtec / "train" / "good" / f"{i:02}.png").unlink()
+    for folder, words in ((mvtec, "17 usable good image(s)"), (tmp_path / "nowhere", "no such folder")):
+        code, said = refused(capsys, folder, "-o", tmp_path / "out", "--size", 128, "--methods", "patchcore")
+        assert (code, words in said) == (FAILED, True), said
+
+
+def test_a_mask_of_another_size_is_refused(mvtec: Path, tmp_path: Path, write, capsys) -> None:
+    path = write(mvtec / "ground_truth" / "hole" / "4_mask.png", np.full((72, 144), 255, np.uint8))
+    code, said = refused(capsys, mvtec, "-o", tmp_path / "out", "--size", 128, "--methods", "patchcore")
+    assert code == FAILED
+    assert f"{path}: the mask has 144x72 pixels, its picture {mvtec / 'test' / 'hole' / '4.png'} has 144x144" in said
+
+
+def scored(seed: int) -> Scored:
+    rng = np.random.default_rng(seed)
+    return Scored(rng.random(12), rng.random((12, 8, 8)).astype(np.float32))
+
+
+def test_figures_are_means_over_seeds_with_their_spread() -> None:
+    runs, defective = [scored(seed) for seed in range(3)], np.arange(12) >= 6
+    masks = [np.full((8, 8), bool(d)) & (np.arange(8) < 3) for d in defective]
+    found = estimate(runs, defective, masks)
+    assert list(found) == list(FIGURES)
+    each = [pixel_metrics(list(run.maps), masks).aupro for run in runs]
+    assert found["AUPRO"].mean == pytest.approx(np.mean(each))
+    assert found["AUPRO"].spread == pytest.approx(np.std(each, ddof=1))
+    assert estimate(runs[:1], defective, masks)["AUPRO"].spread is None
+    same = compare_images(runs, runs, defective) | compare_pixels(runs, runs, masks)
+    assert list(same) == list(FIGURES)
+    assert all((d.value, d.low, d.high) == (0, 0, 0) for d in same.values())
+
+
+def test_without_any_mask_there_are_image_figures_alone() -> None:
+    runs, defective = [scored(0)], np.arange(12) >= 6
+    masks = [None if d else np.zeros((8, 8), bool) for d in defective]
+    assert list(estimate(runs, defective, masks)) == list(IMAGE)
+    assert compare_pixels(runs, runs, masks) == {}
+    assert set(PIXEL).isdisjoint(compare_images(runs, runs, defective))
