@@ -1,6 +1,6 @@
 """GRNR: can each feature be told from its eight neighbours, as far as they are typical of the picture? No training.
 
-The paper's (Yao et al., IEEE SMC: Systems, arXiv 2406.07333): each vector Q of a frozen backbone's map is regressed on
+The paper's (IEEE SMC: Systems, arXiv 2406.07333): each vector Q of a frozen backbone's map is regressed on
 its local support S_L, the eight vectors around it, such that the combination also lies close to a global support S_G,
 the vectors most typical of the same picture ("self-filter"); what it leaves of Q is the score. Maps of several scales
 are fused by their product. The closed form, with weight LAM on each of the TYPICAL global vectors,
@@ -94,6 +94,7 @@ class Support:
     """What pictures of good parts say about one scale."""
 
     typical: Tensor  # float32 [C], the mean of their global support
+    spread: Tensor  # float32 [C], root mean square of each channel's error, the rim left out
     expected: Tensor  # float32 [h, w], their mean score at each place
 
 
@@ -101,6 +102,7 @@ class Scale(nn.Module):
     """One map of the trunk, float32 [B, C, h, w], to its scores [B, h, w]; without support, from the picture alone."""
 
     typical: Tensor | None
+    spread: Tensor | None
     expected: Tensor | None
     rings: Tensor
     inside: Tensor
@@ -118,12 +120,14 @@ class Scale(nn.Module):
         self.register_buffer("rings", rings, persistent=False)
         self.register_buffer("inside", (_depth(grid) >= self.rim).float(), persistent=False)
         self.register_buffer("typical", None if support is None else support.typical[None, None])
+        self.register_buffer("spread", None if support is None else support.spread)
         self.register_buffer("expected", None if support is None else support.expected)
 
     def forward(self, maps: Tensor) -> Tensor:
-        found = self.errors(maps)
-        if self.expected is not None:
-            return found / self.expected
+        missed = self.missed(maps)
+        if self.spread is not None and self.expected is not None:
+            return self._size(missed / self.spread) / self.expected
+        found = self._size(missed)
         if self.border == "cut":
             rim = self.rim
             lowest = found[:, rim:-rim, rim:-rim].amin((1, 2), keepdim=True)
@@ -132,11 +136,13 @@ class Scale(nn.Module):
         factors = (means[:, -1:] / means) @ self.rings.T
         return found * factors.reshape(-1, *self.grid)
 
-    def errors(self, maps: Tensor) -> Tensor:
-        """|Q - W S_L| at each place: [B, h, w]."""
+    def missed(self, maps: Tensor) -> Tensor:
+        """Q - W S_L at each place, in row order: [B, h*w, C]."""
         vectors = maps.flatten(2).transpose(1, 2)
         typical = self.typical if self.typical is not None else self.own_typical(maps)
-        missed = vectors - regress(vectors, neighbours(maps), typical)
+        return vectors - regress(vectors, neighbours(maps), typical)
+
+    def _size(self, missed: Tensor) -> Tensor:
         return missed.square().sum(2).sqrt().reshape(-1, *self.grid)
 
     def own_typical(self, maps: Tensor) -> Tensor:
@@ -194,7 +200,8 @@ def fit_grnr(
     """Make the zero-shot model of no pictures, or the few-shot one of k pictures of good parts. Nothing is trained.
 
     Few-shot is ours, not the paper's: the global support is chosen among the vectors of the k pictures instead of
-    among the inspected one's, and each place is measured by what good pictures leave there, which covers the border.
+    among the inspected one's, and the error is counted by what good pictures leave: first in each channel, then at each
+    place, which covers the border.
 
     Args:
         features: one array or memmap [k, C, h, w] of trunk maps per scale; k may be 0.
@@ -235,13 +242,16 @@ def _measure(maps: NDArray[Any], grid: tuple[int, int], seed: int) -> Support:
     if not torch.isfinite(pool).all():
         raise FitError("the trunk's maps are not finite. Look at the pictures and at the trunk's INT8 rendering.")
     typical = self_filter_mean(pool[None])[0, 0]
-    scale = Scale(grid, "corrected", "levelled", Support(typical, torch.ones(grid)))
-    total = torch.zeros(grid)
-    for number in range(count):
-        total += scale(torch.from_numpy(np.asarray(maps[number : number + 1], np.float32)))[0]
-    mean = functional.pad((total / count)[None, None], (1, 1, 1, 1), mode="replicate")
-    expected = functional.avg_pool2d(mean, 3, 1)[0, 0]
-    return Support(typical, expected.clamp(min=1e-3 * float(expected.mean()) + 1e-12))
+    pictures = [torch.from_numpy(np.asarray(maps[number : number + 1], np.float32)) for number in range(count)]
+    scale = Scale(grid, "corrected", "levelled", Support(typical, torch.ones(maps.shape[1]), torch.ones(grid)))
+    inside = scale.inside.flatten() > 0
+    square = torch.stack([scale.missed(each)[0, inside].square().mean(0) for each in pictures]).mean(0)
+    spread = (square + 1e-4 * square.mean() + 1e-12).sqrt()
+    scale = Scale(grid, "corrected", "levelled", Support(typical, spread, torch.ones(grid)))
+    mean = torch.cat([scale(each) for each in pictures]).mean(0)
+    around = functional.pad(mean[None, None], (1, 1, 1, 1), mode="replicate")
+    expected = functional.avg_pool2d(around, 3, 1)[0, 0]
+    return Support(typical, spread, expected.clamp(min=1e-3 * float(expected.mean()) + 1e-12))
 
 
 def _depth(grid: tuple[int, int]) -> Tensor:

@@ -141,7 +141,7 @@ def test_the_border_is_scored_unless_it_is_cut():
     maps[0, :, 0, :] *= 1.5 + 0.1 * np.random.default_rng(2).normal(size=(CHANNELS[0], 1))
     odd = maps.copy()
     odd[0, :, 0, 9] = odd[0, :, 0, 9][::-1]
-    raw = Scale(GRIDS[0], "corrected", "levelled", None).errors(torch.from_numpy(maps))[0]
+    raw = Scale(GRIDS[0], "corrected", "levelled", None).missed(torch.from_numpy(maps)).norm(dim=2).reshape(12, 16)
     assert raw[0].mean() > 2 * raw[3:-3].mean()
     levelled = Scale(GRIDS[0], "corrected", "levelled", None)
     plain, found = levelled(torch.from_numpy(maps))[0], levelled(torch.from_numpy(odd))[0]
@@ -174,6 +174,19 @@ def test_few_shots_measure_each_place_by_good_pictures():
     habit, defect = (slice(4, 7), slice(4, 7)), (slice(7, 10), slice(11, 14))
     assert zero[1][habit].max() > 2 * zero[1][defect].max()
     assert few[1][defect].max() > 2 * few[1][habit].max()
+
+
+def test_few_shots_count_each_channel_by_what_good_pictures_leave():
+    """A defect of a quiet channel is seen through the noise of a loud one."""
+    good, test = textures(4, 3), textures(2, 4)
+    noise = np.random.default_rng(8)
+    for maps in (*good, *test):
+        maps[:, 0] += noise.normal(0, 20, maps[:, 0].shape)
+    test[0][1, 5, 8, 12] += 5
+    test[1][1, 5, 4, 6] += 5
+    (found,) = fit_grnr(good, seed=0)(tensors(test))
+    assert found[1, 7:10, 11:14].max() == found.max()
+    assert found[1].max() > 3 * found[0].max()
 
 
 def test_the_fit_is_repeatable_and_leaves_the_random_state(monkeypatch):
