@@ -32,7 +32,8 @@ class _Waiting:
     deadline_count: int | None = None  # None: its trigger was never read
     asked: Verdict | None = None
     written: bool = False  # the PLC has confirmed the decision's registers
-    in_time: bool = False  # and had not reached the decision point then
+    in_time: bool = False  # and had not reached the decision point in a header read after that
+    permitted: bool = False  # by the last header before the decision point
 
 
 class ModbusPath:
@@ -51,7 +52,7 @@ class ModbusPath:
         self._problem: str | None = "not connected yet"
         self._header: r.Header | None = None  # of the last poll; None while not connected
         self._epoch: int | None = None  # accepted
-        self._refused: str | None = None  # why the PLC's epoch, or its register map, is not accepted
+        self._refused: tuple[int, str] | None = None  # box fault code and words: epoch or map is not accepted
         self._refused_epoch: int | None = None
         self._last_part = self._last_settled = 0
         self._waiting: dict[int, _Waiting] = {}
@@ -85,7 +86,7 @@ class ModbusPath:
         status = header.status if header else 0
         inhibited = bool(status & r.INHIBITED)
         as_asked = inhibited == self._inhibit
-        faults = [self._refused] if self._refused else []
+        faults = [self._refused[1]] if self._refused else []
         if header and not self._refused and not as_asked:
             faults.append(_NOT_CONFIRMED if self._inhibit else _HELD)
         if header and status & r.FAULT:
@@ -133,22 +134,39 @@ class ModbusPath:
         await self._write_decisions()
         header = r.read_header(await self._wire.read(self._settings.plc_base, r.HEADER_WORDS), self._order)
         read_ns = time.monotonic_ns()
+        wrong = await self._wrong_map(header)
         self._header = header
-        self._follow_epoch(header)
+        if wrong:
+            self._refused = (WRONG_MAP, wrong)
+        else:
+            self._follow_epoch(header)
         if self._refused is None:
             await self._read_triggers(header, read_ns)
+            await self._settle(header)  # before new decisions: the header was read before they were written
             await self._write_decisions()
-            await self._settle(header)
-        await self._acknowledge()
-        await self._beat()
+        fault = self._box_fault(header)
+        await self._acknowledge(fault)
+        await self._beat(fault)
 
-    def _follow_epoch(self, header: r.Header) -> None:
+    async def _wrong_map(self, header: r.Header) -> str | None:
+        """Why these cannot be the registers of a beltline PLC, if so."""
         if header.layout != r.LAYOUT:
-            self._refused = (
+            return (
                 f"register {self._settings.plc_base} of {self._wire.where} holds 0x{header.layout:04x}, not "
                 f"0x{r.LAYOUT:04x}: correct plc_base or unit in [reject], or the PLC program"
             )
-            return
+        if header.epoch == self._epoch and header.newest - self._last_part <= r.SLOTS:
+            return None
+        # Many new parts at once: true after an outage, and what a wrong word order looks like.
+        found = (await self._read_slot(header.newest)).part if header.newest else 0
+        if found >= header.newest and found % r.SLOTS == header.newest % r.SLOTS:
+            return None
+        return (
+            f"the newest part of {self._wire.where} is {header.newest}, but its slot holds part {found}: correct "
+            "word_order in [reject], or let the PLC program fill the slot before it counts the part"
+        )
+
+    def _follow_epoch(self, header: r.Header) -> None:
         if header.epoch == self._refused_epoch:
             return
         last = self._last_part if header.epoch == self._epoch else self._memory.last_part(header.epoch)
@@ -156,8 +174,11 @@ class ModbusPath:
             self._counters["epochs_refused"] += 1
             self._refused_epoch = header.epoch
             self._refused = (
-                f"the PLC counts part {header.newest} after part {last} of the same epoch {header.epoch}: "
-                "its program must draw a new epoch at each start"
+                EPOCH_REFUSED,
+                (
+                    f"the PLC counts part {header.newest} after part {last} of the same epoch {header.epoch}: "
+                    "its program must draw a new epoch at each start"
+                ),
             )
             return
         self._refused = self._refused_epoch = None
@@ -177,10 +198,7 @@ class ModbusPath:
             if header.newest - part >= r.SLOTS:
                 self._miss(part)
                 continue
-            words = await self._wire.read(
-                self._settings.plc_base + r.TRIGGERS_AT + r.TRIGGER_WORDS * r.slot(part), r.TRIGGER_WORDS
-            )
-            record = r.read_trigger(words, self._order)
+            record = await self._read_slot(part)
             if record.part != part or r.passed(header.count, record.deadline_count):
                 self._miss(part)
                 continue
@@ -198,6 +216,10 @@ class ModbusPath:
                     source="modbus",
                 )
             )
+
+    async def _read_slot(self, part: int) -> r.TriggerRecord:
+        at = self._settings.plc_base + r.TRIGGERS_AT + r.TRIGGER_WORDS * r.slot(part)
+        return r.read_trigger(await self._wire.read(at, r.TRIGGER_WORDS), self._order)
 
     def _miss(self, part: int) -> None:
         """A part that passed unseen: the PLC rejected it by default; its outcome may still be read."""
@@ -232,17 +254,15 @@ class ModbusPath:
         if header.status & r.ECHOES:
             await self._read_outcomes(header)
             return
+        permitted = header.status & r.PERMIT != 0 and not header.status & r.FAULT
         for part, waiting in sorted(self._waiting.items()):
             if waiting.deadline_count is None:
                 self._lose(part)
             elif not r.passed(header.count, waiting.deadline_count):
-                waiting.in_time = waiting.written
-            elif waiting.asked is None:
-                self._settled(part, Decision.FAULT, Reason.NO_VERDICT, waiting.deadline_count)
-            elif waiting.in_time or waiting.asked.decision is not Decision.ACCEPT:
-                self._settled(part, waiting.asked.decision, waiting.asked.reason, waiting.deadline_count)
+                waiting.in_time, waiting.permitted = waiting.written, permitted
             else:
-                self._settled(part, Decision.REJECT, Reason.LATE, waiting.deadline_count)
+                decision, reason = _inferred(waiting, permitted=permitted and waiting.permitted)
+                self._settled(part, decision, reason, waiting.deadline_count)
 
     async def _read_outcomes(self, header: r.Header) -> None:
         for part in range(self._last_settled + 1, header.settled + 1):
@@ -281,29 +301,36 @@ class ModbusPath:
         self._counters["outcomes_unknown"] += 1
         self.on_lost(PartId(self._epoch or 0, part))
 
-    async def _beat(self) -> None:
+    def _box_fault(self, header: r.Header) -> int:
+        if self._refused:
+            return self._refused[0]
+        if header.status & r.INHIBITED and not self._inhibit:
+            return GATE_HELD
+        limit_ns = self._settings.step_limit_ms * 1_000_000
+        fresh = self._stepped_ns is not None and time.monotonic_ns() - self._stepped_ns < limit_ns
+        return OK if fresh else STANDING_STILL
+
+    async def _beat(self, fault: int) -> None:
         now_ns = time.monotonic_ns()
         if now_ns < self._next_heartbeat_ns:
             return
         self._next_heartbeat_ns = now_ns + HEARTBEAT_NS
-        limit_ns = self._settings.step_limit_ms * 1_000_000
-        fresh = self._stepped_ns is not None and now_ns - self._stepped_ns < limit_ns
-        held = self._header is not None and self._header.status & r.INHIBITED and not self._inhibit
-        if self._refused:
-            fault = EPOCH_REFUSED if self._header and self._header.layout == r.LAYOUT else WRONG_MAP
-        else:
-            fault = GATE_HELD if held else OK if fresh else STANDING_STILL
         if fault == OK:
             self._heartbeat = (self._heartbeat + 1) % 2**16
         await self._wire.write(self._settings.box_base, [self._heartbeat, fault, int(self._inhibit)])
 
-    async def _acknowledge(self) -> None:
-        """Change the register once, from whatever the PLC holds: no restart of either side looks like a person."""
+    async def _acknowledge(self, fault: int) -> None:
+        """Change the register once, from whatever the PLC holds: no restart of either side looks like a person.
+
+        A box with a fault of its own acknowledges nothing: the belt would start with nobody to inspect it.
+        """
         asked_ns = self._ack_asked_ns
         if asked_ns is None:
             return
         if time.monotonic_ns() - asked_ns > ACK_VOID_NS:
             self._counters["acks_void"] += 1
+        elif fault != OK:
+            return
         else:
             at = self._settings.box_base + r.ACK_AT
             (value,) = await self._wire.read(at, 1)
@@ -317,6 +344,18 @@ class ModbusPath:
         if self._problem != str(error):
             log.warning("%s", error)
         self._problem = str(error)
+
+
+def _inferred(waiting: _Waiting, *, permitted: bool) -> tuple[Decision, Reason]:
+    """What a PLC that echoes nothing did with a part that has passed its decision point: ACCEPT must be proven."""
+    asked = waiting.asked
+    if asked is None:
+        return Decision.FAULT, Reason.NO_VERDICT
+    if asked.decision is Decision.ACCEPT and not permitted:
+        return Decision.REJECT, Reason.NOT_PERMITTED
+    if asked.decision is Decision.ACCEPT and not waiting.in_time:
+        return Decision.REJECT, Reason.LATE
+    return asked.decision, asked.reason
 
 
 _NOT_CONFIRMED = (

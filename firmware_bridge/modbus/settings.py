@@ -1,4 +1,4 @@
-"""What station.toml says about a plant's own PLC: the table `[modbus]`."""
+"""What station.toml says about a plant's own PLC: the table `[reject]` of kind "modbus"."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class ModbusSettings(BaseModel):
             raise ValueError("transport tcp needs host, the PLC's name or address")
         if self.transport == "rtu" and not self.device:
             raise ValueError("transport rtu needs device, for example /dev/ttyUSB0")
+        if self.transport == "rtu" and self.unit == 0:
+            raise ValueError("unit = 0 is everybody on a serial line, and nobody answers: give the PLC's own address")
         plc_end, box_end = self.plc_base + r.PLC_WORDS, self.box_base + r.BOX_WORDS
         if self.plc_base < box_end and self.box_base < plc_end:
             raise ValueError(

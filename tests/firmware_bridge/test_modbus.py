@@ -6,6 +6,8 @@ import asyncio
 import os
 import queue
 import select
+import socketserver
+import struct
 import threading
 import time
 import tty
@@ -21,6 +23,7 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 
 from firmware_bridge.modbus import ModbusPath, ModbusSettings
 from firmware_bridge.modbus import registers as r
+from firmware_bridge.modbus.wire import Wire, WireError
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
 
 BOX, BOX_FAULT, FLAGS = 200, 1, 2
@@ -49,7 +52,7 @@ class Plc:
         self.epoch, self.newest, self.settled = epoch, first, first
         self.memory[BOX:] = [0] * len(self.memory[BOX:])
         self.beat, self.beat_at = 0, time.monotonic()
-        self.acks, self.fault = 0, True
+        self.acks, self.fault, self.acknowledged = 0, True, 0
         self.on_belt: dict[int, int] = {}
         self.seen_ms: dict[int, int] = {}
 
@@ -74,6 +77,7 @@ class Plc:
             self.fault = True
         if self.memory[BOX + r.ACK_AT] != self.acks:
             self.acks, self.fault = self.memory[BOX + r.ACK_AT], False
+            self.acknowledged += 1
         for part, deadline in list(self.on_belt.items()):
             if r.passed(self.count, deadline):
                 self.decide(part, deadline)
@@ -290,7 +294,7 @@ def tcp(plc: Plc, memory: Any = None, inhibit: bool = False, **more: Any) -> Ite
 
     served = Served(plc, make)
     port = served._server.transport.sockets[0].getsockname()[1]
-    settings = ModbusSettings(host="127.0.0.1", port=port, word_order=plc.order, **more)
+    settings = ModbusSettings(**{"host": "127.0.0.1", "port": port, "word_order": plc.order, **more})
     box = Box(ModbusPath(settings, memory or Past(), inhibit))
     try:
         yield served, box
@@ -387,6 +391,7 @@ def test_garbage_on_the_line_passes_nothing_and_is_overcome(tmp_path: Path) -> N
         wait(lambda: plc.settled == 4)
         assert not any(plc.gate.values())
         box.deciding = True
+        wait(lambda: box.path.health().connected and box.path.health().fault is None)
         served.call(plc.trigger)
         wait(lambda: 5 in box.outcomes and 5 in plc.gate)
         assert plc.gate[5]
@@ -442,6 +447,139 @@ def test_a_late_accept_is_not_believed_without_echo() -> None:
         assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.LATE)
 
 
+def test_an_accept_written_after_the_header_was_read_is_not_in_time() -> None:
+    plc = Plc(echoes=False)
+    with tcp(plc) as (served, box):
+        start_belt(box)
+        box.deciding = False
+        served.call(plc.trigger)
+        wait(lambda: box.triggers)
+        read, undecided = box.path._wire.read, [PartId(plc.epoch, 1)]
+
+        async def decide_then(address: int, count: int) -> list[int]:
+            words = await read(address, count)
+            if address == 0 and undecided:
+                box.path.decide(verdict(undecided.pop()))
+            return words
+
+        def belt_is_faster(address: int) -> None:
+            if address >= BOX + r.DECISIONS_AT:
+                plc.move(2 * DISTANCE)
+                plc.scan()
+
+        plc.before_write = belt_is_faster
+        box.path._wire.read = decide_then  # type: ignore[method-assign]
+        wait(lambda: 1 in box.outcomes)
+        assert not plc.gate[1]
+        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.LATE)
+
+
+def test_without_echo_nothing_counts_as_passed_while_the_fault_is_latched() -> None:
+    plc = Plc(echoes=False)
+    with tcp(plc) as (served, box):
+        wait(lambda: box.path.health().ready)
+        served.call(plc.trigger)
+        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
+        assert not plc.gate[1]
+        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.NOT_PERMITTED)
+        start_belt(box)
+        box.deciding = False
+        served.call(plc.trigger)
+        wait(lambda: len(box.triggers) == 2)
+        box.path.decide(Verdict(PartId(plc.epoch, 2), Decision.ACCEPT, Reason.SCORE_BELOW_THRESHOLD, 0.1, 0.5, "r"))
+        wait(lambda: box.path.health().counters.get("decisions") == 2)
+        wait(lambda: box.path._waiting[2].in_time)
+
+        def fault_late() -> None:
+            plc.fault = True
+            plc.move(2 * DISTANCE)
+            plc.scan()
+
+        served.call(fault_late)
+        wait(lambda: 2 in box.outcomes)
+        assert not plc.gate[2]
+        assert box.outcomes[2].reason is Reason.NOT_PERMITTED
+
+
+def test_without_echo_an_acknowledgement_between_two_looks_proves_nothing() -> None:
+    plc = Plc(echoes=False)
+    with tcp(plc) as (served, box):
+        wait(lambda: box.path.health().ready)
+        served.call(plc.trigger)
+        wait(lambda: 1 in box.path._waiting and box.path._waiting[1].in_time)
+
+        def acknowledged_and_passed() -> None:
+            plc.fault = False
+            plc.move(2 * DISTANCE)
+            plc.scan()
+
+        served.call(acknowledged_and_passed)
+        wait(lambda: 1 in box.outcomes)
+        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.NOT_PERMITTED)
+
+
+def test_a_slot_that_was_overwritten_while_it_was_read_is_a_missed_trigger() -> None:
+    plc = Plc()
+    with tcp(plc) as (served, box):
+        start_belt(box)
+        read, first = box.path._wire.read, [16 + 8]
+
+        async def overtaken(address: int, count: int) -> list[int]:
+            if address in first:
+                first.clear()
+                for _ in range(r.SLOTS):
+                    plc.trigger()
+            return await read(address, count)
+
+        box.path._wire.read = overtaken  # type: ignore[method-assign]
+        served.call(plc.trigger)
+        wait(lambda: 9 in box.outcomes and (1 in box.outcomes or box.lost))
+        assert [trigger.part_id.part for trigger in box.triggers] == list(range(2, 10))
+        assert box.path.health().counters["triggers_missed"] == 1
+        assert not plc.gate[1]
+
+
+def test_a_confirmation_of_another_register_is_no_confirmation() -> None:
+    class Elsewhere(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while header := self.rfile.read(7):
+                transaction, _, length, unit = struct.unpack(">HHHB", header)
+                request = self.rfile.read(length - 1)
+                (address,) = struct.unpack(">H", request[1:3])
+                answer = request[:1] + struct.pack(">H", address + 1) + request[3:5]
+                self.wfile.write(struct.pack(">HHHB", transaction, 0, len(answer) + 1, unit) + answer)
+
+    async def write(port: int) -> None:
+        wire = Wire(ModbusSettings(host="127.0.0.1", port=port))
+        await wire.connect()
+        try:
+            await wire.write(200, [1])
+        finally:
+            wire.close()
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(WireError, match="confirms register 201 instead of 200") as raised:
+            asyncio.run(write(server.server_address[1]))
+        thread.join()
+    assert raised.value.cause == "wrong_answer"
+
+
+@pytest.mark.parametrize("order", ["high_first", "low_first"])
+def test_a_wrong_word_order_is_named_and_floods_nothing(order: str) -> None:
+    plc = Plc(order=order)
+    with tcp(plc, word_order="low_first" if order == "high_first" else "high_first") as (served, box):
+        wait(lambda: box.path.health().connected)
+        for _ in range(3):
+            served.call(plc.trigger)
+        wait(lambda: "word_order" in str(box.path.health().fault))
+        wait(lambda: plc.memory[BOX + BOX_FAULT] == 3)
+        assert not box.path.health().ready
+        assert not box.lost
+        assert not box.outcomes
+
+
 def test_the_heartbeat_stops_with_the_scoring_loop_and_the_permit_returns_only_after_ack() -> None:
     plc = Plc(silence_s=SILENCE_S)
     with tcp(plc) as (_, box):
@@ -450,9 +588,12 @@ def test_the_heartbeat_stops_with_the_scoring_loop_and_the_permit_returns_only_a
         wait(lambda: plc.fault, timeout_s=2)
         wait(lambda: plc.memory[BOX + BOX_FAULT] == 1)
         wait(lambda: "latched its fault 5" in str(box.path.health().fault))
+        box.path.ack()
+        wait(lambda: box.path.health().counters.get("acks_void"))
         box.stepping = True
         time.sleep(0.3)
         assert not box.path.health().permit
+        assert plc.acknowledged == 1, "with nobody scoring, nobody starts the belt"
         box.path.ack()
         wait(lambda: box.path.health().permit)
 
@@ -471,6 +612,7 @@ def test_a_mute_plc_stalls_nothing_and_its_parts_are_rejected() -> None:
         assert time.monotonic() - start < 0.1
         wait(lambda: not box.path.health().connected)
         assert box.path.health().counters["no_answer"] >= 3
+        wait(lambda: 1 in plc.gate)
         plc.mute = False
         wait(lambda: box.path.health().connected)
         wait(lambda: 1 in box.outcomes and 1 in plc.gate)
@@ -595,10 +737,14 @@ def test_an_acknowledgement_that_could_not_be_written_at_once_is_void() -> None:
 
 @pytest.mark.parametrize(("more", "problem"), [({"plc_base": 390}, "exception 2"), ({"plc_base": 13}, "0xb171")])
 def test_a_wrong_register_map_is_named(more: dict[str, Any], problem: str) -> None:
-    with tcp(Plc(), **more) as (_, box):
+    plc = Plc()
+    with tcp(plc, **more) as (_, box):
         wait(lambda: problem in str(box.path.health().fault))
         assert "plc_base" in str(box.path.health().fault)
         assert not box.path.health().ready
+        box.path.ack()
+        time.sleep(0.3)
+        assert not plc.acknowledged, "what lies there may be another machine's"
 
 
 def test_nobody_there_is_named_and_close_returns() -> None:
