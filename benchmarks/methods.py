@@ -21,7 +21,7 @@ from compile.bench.page import render_page
 from compile.bench.run import Wanted, run_bench
 from compile.bench.table import WIDTH, print_results, to_csv
 from compile.methods.registry import METHODS
-from compile.terminal import ended_well
+from compile.terminal import bars
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--maps", type=Path, default=Path("out/bench"), help="folder for the page of maps")
     wanted = parser.parse_args()
     now = datetime.now(timezone.utc)
-    with ended_well("bench", as_json=False) as tick:
+    with bars(enabled=True) as tick:
         results = run_bench(Wanted(wanted.data, wanted.methods.split(","), wanted.size, wanted.seeds), tick)
     console = Console(record=True, width=WIDTH, file=sys.stdout, highlight=False)
     console.print(f"methods, {now:%Y-%m-%d %H:%M} UTC\n{machine()}")

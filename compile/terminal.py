@@ -37,7 +37,7 @@ def ended_well(command: str, *, as_json: bool) -> Iterator[Tick]:
 
     """
     try:
-        with _unwinding(), _bars(enabled=not as_json) as tick:
+        with _unwinding(), bars(enabled=not as_json) as tick:
             yield tick
     except (BeltlineError, CalibrationError, OSError, Interruption) as error:
         shown = _for_the_terminal(command, error)
@@ -79,14 +79,14 @@ def _unwinding() -> Iterator[None]:
 
 
 @contextmanager
-def _bars(*, enabled: bool) -> Iterator[Tick]:
+def bars(*, enabled: bool) -> Iterator[Tick]:
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as shown:
         tasks: dict[str, object] = {}
 
         def tick(step: str, done: int, of: int) -> None:
             if step not in tasks:
-                tasks[step] = bars.add_task(step, total=of)
-            bars.update(tasks[step], completed=done, total=of)  # type: ignore[arg-type]
+                tasks[step] = shown.add_task(step, total=of)
+            shown.update(tasks[step], completed=done, total=of)  # type: ignore[arg-type]
 
         yield tick
