@@ -179,6 +179,36 @@ def test_the_seed_fixes_the_result_and_leaves_the_caller_s_state():
     assert not torch.equal(one["bottleneck.0.weight"], other["bottleneck.0.weight"])
 
 
+class Recorded:
+    """Maps that note which rows are read."""
+
+    def __init__(self, maps: NDArray[np.float32]) -> None:
+        self.maps, self.shape = maps, maps.shape
+        self.rows: list[list[int]] = []
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        self.rows.append(rows.tolist())
+        return np.asarray(self.maps[rows])
+
+
+def test_each_epoch_is_in_another_order_without_its_incomplete_batch():
+    groups = [Recorded(maps) for maps in good_maps(10, 1)]
+    fit_inp_former(groups, seed=0, steps=4, batch=4, size=SIZE)
+    assert groups[0].rows == groups[1].rows
+    first, second, third, fourth = (set(rows) for rows in groups[0].rows)
+    assert [len(rows) for rows in (first, second, third, fourth)] == [4, 4, 4, 4]
+    assert not first & second
+    assert not third & fourth
+    assert {frozenset(first), frozenset(second)} != {frozenset(third), frozenset(fourth)}
+
+
+def test_at_a_rate_of_zero_the_model_stays_as_the_seed_made_it():
+    torch.manual_seed(3)
+    start = INPFormer(SIZE).state_dict()
+    model = fit_inp_former(good_maps(4, 1), seed=3, steps=3, size=SIZE, recipe=Recipe(rate=0))
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
 def test_progress_counts_the_steps():
     seen: list[tuple[str, int, int]] = []
     model = fit_inp_former(good_maps(3, 1), seed=0, steps=3, size=SIZE, progress=lambda *args: seen.append(args))
