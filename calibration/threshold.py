@@ -11,8 +11,9 @@ Beta(n-r, r+1). The threshold lies between the two, so the upper bound comes fro
 second: the interval holds wherever in the gap the threshold lies. Ties only lower the rate.
 
 All of it counts physical parts. The line sees a part once, in one of the pictures that might have been taken of it: so
-each of m pictures of a part counts for 1/m of it, and `rank r` is where the parts counted so add up to r. One picture
-per part gives the plain rule. With more the interval is approximate, for pictures of one part are alike.
+each of m pictures of a part counts for 1/m of it, and the threshold stands where the parts counted so add up to
+(n+1)(1-a), which need not be a whole number then. One picture per part gives the plain rule. With more the interval is
+approximate, for pictures of one part are alike.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ThresholdResult:
     parts: int  # physical parts that it was set on
     target_false_reject: float  # the one used: looser than asked for where the parts did not support that
     interval: tuple[float, float]  # 95 % interval of the realised false-reject rate
-    approximate: bool  # cross-fitted scores or a tail model: the interval is not exact
+    approximate: bool  # cross-fitted, several pictures per part or a tail model: the interval is not exact
     flagged: str  # a warning that people must see, or nothing
 
 
@@ -84,11 +85,13 @@ def set_threshold(
             f"extrapolate with --tail-model (from {TAIL_LEAST} parts on)"
         )
     rank = rank_for(n, used)
-    place = int(np.searchsorted(found.upto, rank - ROUNDING))
+    exact = min((n + 1) * (1 - used), n) if found.pictures else rank
+    place = int(np.searchsorted(found.upto, exact - ROUNDING))
     at = ordered[place]
-    if rank < n:
-        gap = ordered[place + 1] - at
-        rule = f"score of rank {rank} of {n}, moved half-way to the next"
+    following = np.flatnonzero((ordered[place:] > at) | (found.part[place:] != found.part[place]))
+    if following.size:
+        gap = ordered[place + following[0]] - at
+        rule = f"score of rank {exact:.5g} of {n}, moved half-way to the next"
     else:
         gap = at - found.largest[-2]
         rule = f"largest of {n} scores plus half its gap to the one below"
@@ -109,7 +112,7 @@ def set_threshold(
         rank=rank,
         parts=n,
         target_false_reject=used,
-        interval=false_reject_interval(n, rank),
+        interval=(false_reject_interval(n, rank)[0], false_reject_interval(n, exact)[1]),
         approximate=cross_fitted or ordered.size > n,
         flagged="; ".join(flags),
     )
@@ -128,8 +131,11 @@ def rank_for(n: int, target: float) -> int:
     return max(1, n + 1 - math.floor((n + 1) * target * (1 + 1e-12)))
 
 
-def false_reject_interval(n: int, rank: int, level: float = 0.95) -> tuple[float, float]:
-    """Give the interval of the realised false-reject rate of a threshold between scores `rank` and `rank`+1 of n."""
+def false_reject_interval(n: int, rank: float, level: float = 0.95) -> tuple[float, float]:
+    """Give the interval of the realised false-reject rate of a threshold between scores `rank` and `rank`+1 of n.
+
+    A rank between two whole numbers goes by the same law, continued.
+    """
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, n - rank, rank + 1) if rank < n else 0.0
     return float(low), float(stats.beta.ppf(1 - tail, n + 1 - rank, rank))
@@ -162,26 +168,27 @@ def tail_threshold(
     """Set a threshold below what the parts support, by a generalised Pareto model of their upper tail.
 
     A model, labelled as one: it assumes that the tail goes on beyond the largest score as it began. The interval is
-    the 95 % bootstrap interval of the rate under the fitted model. Arguments and errors as for `set_threshold`, and
-    at least 100 parts; a part with several pictures counts once, with its largest score.
+    the 95 % interval of the rate under the fitted model, by a bootstrap over parts. Arguments and errors as for
+    `set_threshold`, and at least 100 parts.
     """
     found = _part_scores(scores, target, groups)
-    ordered, n = found.largest, len(found.largest)
+    n = len(found.largest)
     exceedances = int(TAIL_SHARE * n)
     check_tail(n)
     if target >= exceedances / n:
         raise CalibrationError(f"target {target} lies inside the scores: no tail model is needed, use set_threshold")
-    model = _fit_tail(ordered, exceedances)
+    model = _fit_tail(found.ordered, found.share, exceedances)
     rng = np.random.default_rng(seed)
-    rates = [
-        _tail_rate(model, _tail_quantile(_fit_tail(np.sort(rng.choice(ordered, n)), exceedances), target))
-        for _ in range(TAIL_RESAMPLES)
-    ]
+    rates = []
+    for _ in range(TAIL_RESAMPLES):
+        times = np.bincount(rng.integers(n, size=n), minlength=n)[found.part]  # each part's pictures come together
+        again = _fit_tail(found.ordered, found.share * times, exceedances)
+        rates.append(_tail_rate(model, _tail_quantile(again, target)))
     low, high = np.quantile(rates, [0.025, 0.975])
     return ThresholdResult(
         value=_tail_quantile(model, target),
         rule=f"tail model: generalised Pareto on the top {exceedances} of {n} scores, shape {model.shape:.2f}"
-        + (f"{found.pictures}, of each part its largest score" if found.pictures else ""),
+        + (f"{found.pictures}, each counted as its share of its part" if found.pictures else ""),
         rank=None,
         parts=n,
         target_false_reject=target,
@@ -203,7 +210,9 @@ def check_tail(parts: int) -> None:
 
 class _PartScores(NamedTuple):
     ordered: NDArray[np.float64]  # [pictures], ascending
-    upto: NDArray[np.float64]  # [pictures], parts counted up to and with each: a picture is its share of its part
+    part: NDArray[np.int64]  # [pictures], in the same order
+    share: NDArray[np.float64]  # [pictures], of its part that each picture counts for
+    upto: NDArray[np.float64]  # [pictures], parts counted up to and with each
     largest: NDArray[np.float64]  # [parts], ascending: of each part its largest score
     pictures: str  # how pictures became parts, for people
 
@@ -223,9 +232,9 @@ def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | No
     names = range(values.size) if groups is None else groups
     if len(names) != values.size:
         raise CalibrationError(f"{len(names)} groups for {values.size} scores: one per picture is needed")
-    members: dict[object, list[float]] = defaultdict(list)
-    for name, score in zip(names, values.tolist(), strict=True):
-        members[name].append(score)
+    members: dict[object, list[int]] = defaultdict(list)
+    for position, name in enumerate(names):
+        members[name].append(position)
     if len(members) < SMALLEST_CALIBRATION:
         raise CalibrationError(
             f"{len(members)} good parts are too few to set a threshold: at least {SMALLEST_CALIBRATION} are needed, "
@@ -236,12 +245,17 @@ def _part_scores(scores: ArrayLike, target: float, groups: Sequence[object] | No
             f"all {len(members)} parts score {values[0]}: the model tells no two parts apart; fit it again"
         )
     order = np.argsort(values, kind="stable")
-    shares = np.array([1 / len(members[name]) for name in names])
+    part = np.empty(values.size, np.int64)
+    share = np.empty(values.size)
+    for number, positions in enumerate(members.values()):
+        part[positions], share[positions] = number, 1 / len(positions)
     many = values.size > len(members)
     return _PartScores(
         ordered=values[order],
-        upto=np.cumsum(shares[order]),
-        largest=np.sort([max(scores) for scores in members.values()]),
+        part=part[order],
+        share=share[order],
+        upto=np.cumsum(share[order]),
+        largest=np.sort([values[positions].max() for positions in members.values()]),
         pictures=f"; {values.size} pictures of {len(members)} parts" if many else "",
     )
 
@@ -259,16 +273,27 @@ class _Tail:
     scale: float
 
 
-def _fit_tail(ordered: NDArray[np.float64], exceedances: int) -> _Tail:
-    """Fit by probability-weighted moments (Hosking and Wallis 1987): closed form, steady on few exceedances."""
-    start = float(ordered[-exceedances - 1])
-    above = ordered[-exceedances:] - start
-    weights = (np.arange(exceedances, 0, -1) - 0.65) / exceedances
-    mean, weighted = float(above.mean()), float((weights * above).mean())
+def _fit_tail(ordered: NDArray[np.float64], share: NDArray[np.float64], exceedances: int) -> _Tail:
+    """Fit by probability-weighted moments (Hosking and Wallis 1987): closed form, steady on few exceedances.
+
+    Args:
+        ordered: [pictures] ascending.
+        share: [pictures], of a part that each counts for; ones are the paper's plain sample.
+        exceedances: parts that the tail is to hold.
+
+    """
+    parts = float(share.sum())
+    upto = np.cumsum(share)
+    place = int(np.searchsorted(upto, parts - exceedances - ROUNDING))
+    start = float(ordered[place])
+    above, share = ordered[place + 1 :] - start, share[place + 1 :]
+    held = float(share.sum())
+    rarity = (parts - upto[place + 1 :] + 0.35 * share) / held
+    mean, weighted = float(share @ above) / held, float((share * rarity) @ above) / held
     excess = mean - 2 * weighted
     if excess <= 0:  # all mass in one place: no tail to speak of
-        return _Tail(start, exceedances / ordered.size, 0.0, max(mean, np.finfo(np.float64).tiny))
-    return _Tail(start, exceedances / ordered.size, 2 - mean / excess, 2 * mean * weighted / excess)
+        return _Tail(start, held / parts, 0.0, max(mean, np.finfo(np.float64).tiny))
+    return _Tail(start, held / parts, 2 - mean / excess, 2 * mean * weighted / excess)
 
 
 def _tail_quantile(tail: _Tail, rate: float) -> float:

@@ -102,18 +102,20 @@ def test_a_tie_at_the_top_is_flagged_and_does_not_move() -> None:
 
 
 def test_each_picture_counts_as_its_share_of_its_part() -> None:
-    """As a slow count says: the parts up to the score of the threshold's rank add up to that rank."""
+    """As a slow count says: the parts up to the threshold add up to (n + 1)(1 - target), here 18.9."""
     scores = [*range(30), 100, 101, 102, 103]
     groups = [*range(10), *np.repeat(np.arange(10, 20), 2), *range(16, 20)]  # parts 16 to 19 have three pictures
     found = set_threshold(scores, 0.1, groups=groups)
     counted, at = Fraction(0), 0
     for at, (_, group) in enumerate(sorted(zip(scores, groups, strict=True))):  # noqa: B007
         counted += Fraction(1, groups.count(group))
-        if found.rank is not None and counted >= found.rank:
+        if counted >= Fraction(189, 10):
             break
     ordered = sorted(scores)
     assert found.value == (ordered[at] + ordered[at + 1]) / 2
-    assert (found.rank, found.parts, found.interval) == (19, 20, false_reject_interval(20, 19))
+    assert (found.rank, found.parts) == (19, 20)
+    assert found.interval == (false_reject_interval(20, 19)[0], pytest.approx(stats.beta.ppf(0.975, 2.1, 18.9)))
+    assert "rank 18.9 of 20" in found.rule
     assert found.approximate
     assert "34 pictures of 20 parts, each counted as its share of its part" in found.rule
 
@@ -124,7 +126,39 @@ def test_pictures_that_say_the_same_change_nothing(copies: int, seed: int, targe
     scores = np.random.default_rng(seed).normal(size=60)
     once = set_threshold(scores, target)
     often = set_threshold(np.repeat(scores, copies), target, groups=np.repeat(np.arange(60), copies).tolist())
-    assert (often.rank, often.value, often.interval) == (once.rank, once.value, once.interval)
+    assert (often.rank, often.value) == (once.rank, once.value)
+    assert often.interval[0] == once.interval[0]
+    assert once.interval[1] <= often.interval[1] <= false_reject_interval(60, once.rank - 1)[1]
+
+
+@pytest.mark.parametrize(("parts", "target"), [(150, 0.01), (60, 0.03)])
+def test_many_pictures_near_the_limit_of_the_parts_do_not_make_it_the_worst_of_all(parts: int, target: float) -> None:
+    """The rate is about that of a calibration with one picture of each part, and was a third of it and less."""
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(parts), 6).tolist()
+    rates = np.empty((60, 2))
+    for row in rates:
+        scores = rng.normal(size=(2000 + parts, 1)) + rng.normal(size=(2000 + parts, 6))
+        many = set_threshold(scores[:parts].reshape(-1), target, groups=groups)
+        one = set_threshold(scores[:parts, 0], target)
+        row[:] = np.mean(scores[parts:] > many.value), np.mean(scores[parts:] > one.value)
+    of_many, of_one = rates.mean(0)
+    assert 0.6 * of_one < of_many < target
+
+
+def test_a_tail_model_of_many_pictures_is_right_on_average() -> None:
+    """Six pictures each: the rate of single pictures is the target, and the interval holds it as often as it says."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(150), 6).tolist()
+    rates, held = [], 0
+    for _ in range(20):
+        scores = rng.normal(size=(6000, 1)) + rng.normal(size=(6000, 6))
+        found = tail_threshold(scores[:150].reshape(-1), 0.005, groups=groups)
+        rates.append(float(np.mean(scores[150:] > found.value)))
+        held += found.interval[0] <= rates[-1] <= found.interval[1]
+    assert np.mean(rates) == pytest.approx(0.005, rel=0.5)
+    assert held >= 15
+    assert "each counted as its share of its part" in found.rule
 
 
 def test_the_rate_on_the_line_is_that_of_one_picture_per_part() -> None:

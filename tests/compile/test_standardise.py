@@ -30,3 +30,5 @@ def test_the_spread_is_that_of_all_pictures_measured_together_or_apart() -> None
         np.testing.assert_allclose(model.deviation(i), deviation, rtol=1e-4)
         want = np.maximum((found - mean) / deviation + BASE, 0)
         np.testing.assert_allclose(model([torch.from_numpy(f) for f in maps])[i], want, rtol=1e-4, atol=1e-4)
+    low = model([torch.from_numpy(f - 100) for f in maps])
+    assert all(float(found.max()) == 0 for found in low), "less than nothing is as good as it gets"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from calibration.threshold import CalibrationError
@@ -36,17 +37,25 @@ def job(folder: Path, **wishes: object) -> Job:
     return Job(settings, Clock(lambda *_: None), folder, Input(height=128, width=128, source=SOURCE), evidence)
 
 
-def judged(folder: Path, parts: int, **wishes: object) -> Job:
-    """A job whose thresholds are set on `parts` parts with exponential scores."""
+def judged(folder: Path, parts: int, groups: NDArray[np.int64] | None = None, **wishes: object) -> Job:
+    """A job whose thresholds are set on `parts` pictures with exponential scores, by default one of each part."""
     one = job(folder, **wishes)
     features = Features(folder, list(FILES))
     scores = np.random.default_rng(0).exponential(size=(len(FILES) * parts, 1, 1, 1))
     features.maps, features.pictures = [scores.astype(np.float32)], parts
-    plan = plan_split(np.arange(parts), one.settings.target_false_reject or 0.01, 0)
+    groups = np.arange(parts) if groups is None else groups
+    plan = plan_split(groups, one.settings.target_false_reject or 0.01, 0)
     with torch.no_grad():
-        held = set_thresholds(one, features, plan, Heads([Peak() for _ in plan.folds], Peak()), np.arange(parts))
+        held = set_thresholds(one, features, plan, Heads([Peak() for _ in plan.folds], Peak()), groups)
     assert sorted(held) == sorted(plan.held)
     return one
+
+
+def test_pictures_of_one_part_count_as_one_part(tmp_path: Path) -> None:
+    found = judged(tmp_path, 120, groups=np.arange(120) // 2)
+    for threshold in found.evidence.thresholds.values():
+        assert threshold.parts == 60
+        assert "120 pictures of 60 parts" in threshold.rule
 
 
 def test_a_target_beyond_the_parts_is_loosened_and_the_way_out_is_named(tmp_path: Path) -> None:
