@@ -44,7 +44,8 @@ def check_station(settings: Settings) -> list[Finding]:
         findings.append(Finding("bundle", str(error), ok=False))
     findings += _source(settings, bundle)
     what, ok = describe(settings.reject)
-    findings.append(Finding("reject path", what, ok))
+    hint = "; `beltline doctor` tries it" if ok and settings.reject.kind == "modbus" else ""
+    findings.append(Finding("reject path", what + hint, ok))
     findings.append(_mqtt(settings.mqtt))
     bench = settings.reject.kind == "none"
     for key, file, look in (
@@ -83,7 +84,8 @@ def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
         yield Finding("threshold", f"{words}: {doubt}" if doubt else words, not doubt)
         return
     low, high = default.interval
-    notes = (" approximate." if default.approximate else "") + (f" {default.flagged}." if default.flagged else "")
+    notes = " approximate." if default.approximate and "approximate" not in default.rule else ""
+    notes += f" {default.flagged}." if default.flagged else ""
     yield Finding(
         "threshold",
         f"{default.value:.6g} for {default.target_false_reject:.2%} false rejects ({low:.2%} to {high:.2%}), set on "

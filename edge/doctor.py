@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from edge.bundle import Bundle, GraphName
+from edge.lock import is_held
 from edge.reject import describe
 from edge.scorer import Scorer, ScorerError, preferred
-from edge.settings import Settings
+from edge.settings import ModbusReject, Settings
+from firmware_bridge.modbus import WireError, probe
 from firmware_bridge.mqtt.identity import client_id
 from firmware_bridge.mqtt.session import Session
 from firmware_bridge.mqtt.settings import MqttSettings
@@ -60,8 +62,7 @@ def examine(settings: Settings | None = None, bundle: Bundle | None = None) -> I
     yield from rights()
     yield from system(settings.paths.journal.parent if settings else STATE)
     if settings:
-        text, there = describe(settings.reject)
-        yield Finding("station", "reject path", text, "ok" if there else "missing")
+        yield reject_path(settings)
         if settings.mqtt:
             yield broker(settings.mqtt, settings)
         else:
@@ -219,6 +220,20 @@ def _first_line(file: str) -> str:
         return Path(file).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def reject_path(settings: Settings) -> Finding:
+    """A PLC is asked once, unless a station is running: many PLCs serve one connection, and a serial port has one owner."""
+    text, there = describe(settings.reject)
+    if not there or not isinstance(settings.reject, ModbusReject):
+        return Finding("station", "reject path", text, "ok" if there else "missing")
+    if is_held(settings.paths.journal):
+        text += ": not tried, for a station is running; `beltline status` shows it"
+        return Finding("station", "reject path", text, "note")
+    try:
+        return Finding("station", "reject path", f"{text}: {probe(settings.reject)}")
+    except WireError as error:
+        return Finding("station", "reject path", f"{text}: {error}", "missing")
 
 
 def broker(mqtt: MqttSettings, settings: Settings) -> Finding:

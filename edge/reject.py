@@ -25,7 +25,7 @@ def make_path(settings: Reject, memory: Memory, *, inhibit: bool) -> RejectPath:
 
 
 def describe(settings: Reject) -> tuple[str, bool]:
-    """One line for people, and whether the path could be opened now."""
+    """One line for people, and whether a look at this box alone, without opening anything, finds nothing against it."""
     if isinstance(settings, LinkReject):
         return _port(settings.port, f"reject controller at {settings.port}, {settings.baud} baud")
     if isinstance(settings, ModbusReject):

@@ -40,6 +40,8 @@ with back-off; scoring never waits for any of it.
 """
 
 from firmware_bridge.modbus.path import ModbusPath
+from firmware_bridge.modbus.look import probe
 from firmware_bridge.modbus.settings import ModbusSettings
+from firmware_bridge.modbus.wire import WireError
 
-__all__ = ["ModbusPath", "ModbusSettings"]
+__all__ = ["ModbusPath", "ModbusSettings", "WireError", "probe"]

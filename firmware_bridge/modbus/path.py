@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from firmware_bridge.modbus import registers as r
+from firmware_bridge.modbus.look import read_slot, wrong_map
 from firmware_bridge.modbus.settings import ModbusSettings
 from firmware_bridge.modbus.wire import Wire, WireError
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
@@ -149,22 +150,10 @@ class ModbusPath:
         await self._beat(fault)
 
     async def _wrong_map(self, header: r.Header) -> str | None:
-        """Why these cannot be the registers of a beltline PLC, if so."""
-        if header.layout != r.LAYOUT:
-            return (
-                f"register {self._settings.plc_base} of {self._wire.where} holds 0x{header.layout:04x}, not "
-                f"0x{r.LAYOUT:04x}: correct plc_base or unit in [reject], or the PLC program"
-            )
-        if header.epoch == self._epoch and header.newest - self._last_part <= r.SLOTS:
+        """Many new parts at once are looked at again: true after an outage, and what a wrong word order looks like."""
+        if header.layout == r.LAYOUT and header.epoch == self._epoch and header.newest - self._last_part <= r.SLOTS:
             return None
-        # Many new parts at once: true after an outage, and what a wrong word order looks like.
-        found = (await self._read_slot(header.newest)).part if header.newest else 0
-        if found >= header.newest and found % r.SLOTS == header.newest % r.SLOTS:
-            return None
-        return (
-            f"the newest part of {self._wire.where} is {header.newest}, but its slot holds part {found}: correct "
-            "word_order in [reject], or let the PLC program fill the slot before it counts the part"
-        )
+        return await wrong_map(self._wire, self._settings, header)
 
     def _follow_epoch(self, header: r.Header) -> None:
         if header.epoch == self._refused_epoch:
@@ -198,7 +187,7 @@ class ModbusPath:
             if header.newest - part >= r.SLOTS:
                 self._miss(part)
                 continue
-            record = await self._read_slot(part)
+            record = await read_slot(self._wire, self._settings, part)
             if record.part != part or r.passed(header.count, record.deadline_count):
                 self._miss(part)
                 continue
@@ -216,10 +205,6 @@ class ModbusPath:
                     source="modbus",
                 )
             )
-
-    async def _read_slot(self, part: int) -> r.TriggerRecord:
-        at = self._settings.plc_base + r.TRIGGERS_AT + r.TRIGGER_WORDS * r.slot(part)
-        return r.read_trigger(await self._wire.read(at, r.TRIGGER_WORDS), self._order)
 
     def _miss(self, part: int) -> None:
         """A part that passed unseen: the PLC rejected it by default; its outcome may still be read."""

@@ -69,7 +69,7 @@ class Wire:
         if not connected:
             self.close()
             advice = "Plug it in, or correct device" if self._serial else "Check host, port and the network"
-            raise WireError("unreachable", f"no PLC at {self.where}. {advice} in [reject]; trying again.")
+            raise WireError("unreachable", f"no PLC at {self.where}. {advice} in [reject].")
 
     async def read(self, address: int, count: int) -> list[int]:
         """Holding registers, words of 16 bits."""
