@@ -223,7 +223,7 @@ def _first_line(file: str) -> str:
 
 
 def reject_path(settings: Settings) -> Finding:
-    """A PLC is asked once, unless a station is running: many PLCs serve one connection, and a serial port has one owner."""
+    """A PLC is asked once; not while a station is running: many serve one connection, and so does a serial port."""
     text, there = describe(settings.reject)
     if not there or not isinstance(settings.reject, ModbusReject):
         return Finding("station", "reject path", text, "ok" if there else "missing")

@@ -39,8 +39,8 @@ parts overwritten before they were read, an unplugged adapter. Each is counted b
 with back-off; scoring never waits for any of it.
 """
 
-from firmware_bridge.modbus.path import ModbusPath
 from firmware_bridge.modbus.look import probe
+from firmware_bridge.modbus.path import ModbusPath
 from firmware_bridge.modbus.settings import ModbusSettings
 from firmware_bridge.modbus.wire import WireError
 

@@ -68,7 +68,9 @@ class Wire:
             raise WireError("unreachable", f"{self.where} cannot be used: {error}. Correct [reject].") from error
         if not connected:
             self.close()
-            advice = "Plug it in, or correct device" if self._serial else "Check host, port and the network"
+            advice = "Check host, port and the network"
+            if self._serial:
+                advice = "Plug it in, end what else uses it, or correct device"
             raise WireError("unreachable", f"no PLC at {self.where}. {advice} in [reject].")
 
     async def read(self, address: int, count: int) -> list[int]:

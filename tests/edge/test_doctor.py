@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
+import os
 import socket
-from collections.abc import Callable
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pymodbus.framer import FramerRTU
+from pymodbus.server import ModbusTcpServer
+from pymodbus.simulator import DataType, SimData, SimDevice
 
 from edge.bundle import read_bundle
+from edge.check import check_station
 from edge.cli import main
-from edge.doctor import Finding, broker, graphs, processor, rights, software, system
+from edge.doctor import Finding, broker, graphs, processor, reject_path, rights, software, system
+from edge.lock import hold
 from edge.settings import Settings, load_settings
+from firmware_bridge.modbus import registers as r
 
 STATION = """
 [bundle]
@@ -102,6 +114,120 @@ def test_a_broker_that_answers_and_one_that_does_not(mosquitto: Any, tmp_path: P
         found = broker(settings.mqtt, settings)
     assert found.level == "missing"
     assert "Check host, port" in found.found
+
+
+def plc_registers(order: Any = "high_first", layout: int = r.LAYOUT) -> list[int]:
+    """Of a PLC with part 3 as its newest, its fault 5 latched."""
+    longs = (70_000, 1_000, 2_000, 3, 3)
+    header = [layout, r.READY | r.FAULT, 5, *(word for value in longs for word in r.split(value, order))]
+    registers = header + [0] * (r.PLC_WORDS - len(header))
+    at = r.TRIGGERS_AT + r.TRIGGER_WORDS * r.slot(3)
+    registers[at : at + 2] = r.split(3, order)
+    return registers
+
+
+@contextmanager
+def plc(registers: list[int]) -> Iterator[tuple[int, list[Any]]]:
+    """Pymodbus's own server: its port, and what was asked of it."""
+    asked: list[Any] = []
+
+    async def ask(function: int, _: int, address: int, *more: Any) -> None:
+        asked.append((function, address))
+
+    block = SimData(0, values=registers, datatype=DataType.REGISTERS)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def serve() -> ModbusTcpServer:
+        server = ModbusTcpServer(SimDevice(1, simdata=[block], action=ask), address=("127.0.0.1", 0))
+        await server.serve_forever(background=True)
+        return server
+
+    server = asyncio.run_coroutine_threadsafe(serve(), loop).result(5)
+    try:
+        yield server.transport.sockets[0].getsockname()[1], asked  # type: ignore[union-attr]
+    finally:
+        asyncio.run_coroutine_threadsafe(server.shutdown(), loop).result(5)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
+
+
+def modbus(folder: Path, reject: str) -> Settings:
+    file = folder / "station.toml"
+    file.write_text(STATION.format(port=1, bundle="a.bundle") + '[reject]\nkind = "modbus"\n' + reject)
+    return load_settings(file)
+
+
+def test_a_plc_that_answers_is_named_with_its_status_and_nothing_is_written(tmp_path: Path) -> None:
+    with plc(plc_registers()) as (port, asked):
+        settings = modbus(tmp_path, f'host = "127.0.0.1"\nport = {port}\n')
+        found = reject_path(settings)
+        assert found.level == "ok"
+        assert "a beltline PLC, epoch 70000, newest part 3: ready, no belt permit, its fault 5 latched" in found.found
+        assert {function for function, _ in asked} == {3}
+        asked.clear()
+        lock = hold(settings.paths.journal, "taken")
+        found = reject_path(settings)
+        lock.close()
+        assert (found.level, asked) == ("note", [])
+        assert "a station is running" in found.found
+
+
+@pytest.mark.parametrize(
+    ("registers", "says"),
+    [
+        (plc_registers(layout=0x1234), "holds 0x1234, not 0xb171: correct plc_base or unit"),
+        (plc_registers("low_first"), "correct word_order"),
+        ([r.LAYOUT, 0, 0], "answers exception 2: check plc_base"),
+    ],
+)
+def test_another_map_is_named(tmp_path: Path, registers: list[int], says: str) -> None:
+    with plc(registers) as (port, _):
+        found = reject_path(modbus(tmp_path, f'host = "127.0.0.1"\nport = {port}\n'))
+    assert found.level == "missing"
+    assert says in found.found
+
+
+def test_a_plc_that_is_not_there_is_missing_and_the_check_says_who_tries_it(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        settings = modbus(tmp_path, f'host = "127.0.0.1"\nport = {free.getsockname()[1]}\n')
+        found = reject_path(settings)
+    assert found.level == "missing"
+    assert found.found.endswith("Check host, port and the network in [reject].")
+    checked = {finding.what: finding for finding in check_station(settings)}["reject path"]
+    assert checked.ok
+    assert checked.found.endswith("; `beltline doctor` tries it")
+
+
+def test_a_plc_on_a_serial_port_is_asked_where_the_port_is_free(tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    settings = modbus(tmp_path, f'transport = "rtu"\ndevice = "{os.ttyname(slave)}"\nparity = "N"\n')
+    registers = plc_registers()
+
+    def answer() -> None:
+        for _ in range(2):
+            request = os.read(master, 8)
+            at, count = request[3], request[5]
+            words = b"".join(word.to_bytes(2, "big") for word in registers[at : at + count])
+            frame = bytes([1, 3, len(words)]) + words
+            os.write(master, frame + FramerRTU.compute_CRC(frame).to_bytes(2, "big"))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    found = reject_path(settings)
+    thread.join(5)
+    assert (found.level, "a beltline PLC, epoch 70000" in found.found) == ("ok", True), found
+    found = reject_path(settings)
+    assert (found.level, "does not answer" in found.found) == ("missing", True), found
+    fcntl.flock(slave, fcntl.LOCK_EX)
+    found = reject_path(settings)
+    assert (found.level, "end what else uses it" in found.found) == ("missing", True), found
+    os.close(slave)
+    os.close(master)
 
 
 def test_a_bundle_is_tested_and_measured_per_graph(make_bundle: Callable[..., Path], monkeypatch: Any) -> None:
