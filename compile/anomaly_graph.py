@@ -57,7 +57,7 @@ class AnomalyHead(nn.Module):
         self.image_score: Callable[..., Tensor] | None = getattr(model, "image_score", None)
         for i, grid in enumerate(grids):
             for name, cells, pixels in zip(("rows", "columns"), grid, map_size, strict=True):
-                raised = _smoother(pixels, smoothing) @ _interpolation(cells, pixels)
+                raised = _smoother(pixels, smoothing) @ interpolation(cells, pixels)
                 self._constant(f"{name}_{i}", raised if name == "rows" else raised.T)
                 if self.image_score is not None:
                     near = _nearest(cells, pixels)
@@ -94,7 +94,7 @@ class AnomalyGraph(nn.Module):
         return cast(tuple[Tensor, Tensor], self.head(*self.trunk(image), mask))
 
 
-def _interpolation(cells: int, pixels: int) -> Tensor:
+def interpolation(cells: int, pixels: int) -> Tensor:
     """[pixels, cells]: linear interpolation between cell centres, constant beyond the outer ones.
 
     Evenly padded strides put the centre of cell i on the left edge of its span, at i / cells of the picture.

@@ -29,7 +29,7 @@ STAGES = [
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 ]
-TAPS = {8: (4, 40), 16: (10, 112)}  # stride -> (last block before the next reduction, channels)
+TAPS = {4: (2, 24), 8: (4, 40), 16: (10, 112), 32: (15, 320)}  # stride -> (last block at it, channels)
 
 
 class Conv(nn.Sequential):
@@ -69,7 +69,7 @@ class Trunk(nn.Module):
     """The frozen trunk: image uint8 [B, H, W, 3] RGB -> one float32 map [B, C, ceil(H/s), ceil(W/s)] per stride s.
 
     Args:
-        strides: which of 8 (40 channels) and 16 (112 channels); layers after the last one are not built.
+        strides: which of 4 (24 channels), 8 (40), 16 (112) and 32 (320); layers after the last one are not built.
 
     """
 

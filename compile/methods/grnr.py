@@ -24,7 +24,7 @@ smoothing are those of its demo.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compile.anomaly_graph import _interpolation
-from compile.methods.varad_fit import FitError
+from compile.anomaly_graph import interpolation
+from compile.job import Progress
+from compile.methods import FitError
 
 LAM = 5.0  # weight of each global vector
 TYPICAL = 40  # global vectors
@@ -46,7 +47,6 @@ SIGMA = 3 / 320  # of the picture's side: the smoothing of each scale's map
 POOL = 6400  # vectors of good pictures that the self-filter compares
 NEIGHBOURS = 8
 
-Progress = Callable[[str, int, int], None]
 SelfFilter = Literal["corrected", "published"]
 Border = Literal["levelled", "cut"]
 
@@ -264,4 +264,4 @@ def _bring(cells: int, to: int) -> Tensor:
     """[to, cells]: linear interpolation to the finest grid, then the Gaussian; each row sums to one."""
     offsets = torch.arange(to, dtype=torch.float64)
     kernel = torch.exp(-0.5 * ((offsets[:, None] - offsets) / (SIGMA * to)) ** 2)
-    return ((kernel / kernel.sum(1, keepdim=True)) @ _interpolation(cells, to).double()).float()
+    return ((kernel / kernel.sum(1, keepdim=True)) @ interpolation(cells, to).double()).float()

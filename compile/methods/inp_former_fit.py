@@ -29,8 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compile.job import Progress
+from compile.methods import FitError
 from compile.methods.inp_former import INPFormer, Size, assigned, cosine_distance, mean, nearest, to_tokens
-from compile.methods.varad_fit import FitError, Progress
 from compile.stable_adamw import StableAdamW
 
 GAMMA = 3.0  # how much more far places count

@@ -6,7 +6,7 @@ fitting, so that copying the sample does not pay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compile.job import Progress
+from compile.methods import FitError
 from compile.methods.pnpt import PNPT, Select, Size, cosine_distance
-from compile.methods.varad_fit import FitError
 
+STEPS = 300
 BATCH = 8
 NOISE = 0.5  # standard deviations of a channel
 CHUNK = 16  # pictures read at once
-
-Progress = Callable[[str, int, int], None]
 
 
 def fit_pnpt(
@@ -30,7 +30,7 @@ def fit_pnpt(
     *,
     seed: int,
     progress: Progress | None = None,
-    steps: int = 300,
+    steps: int = STEPS,
     rate: float = 1e-3,
     size: Size | None = None,
     select: Select = "given",

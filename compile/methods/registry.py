@@ -16,7 +16,10 @@ from calibration.split import kfold
 from compile.anomaly_graph import AnomalyHead
 from compile.features import Rows
 from compile.job import FIT_STEPS, Progress
+from compile.methods.grnr import fit_grnr
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
+from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
+from compile.methods.pnpt_fit import fit_pnpt
 from compile.methods.varad import VarAD
 from compile.methods.varad_fit import fit_varad
 from compile.split_plan import FEW_PARTS
@@ -99,7 +102,21 @@ def _rows(maps: Maps, rows: NDArray[np.int64]) -> Maps:
     return [cast("NDArray[Any]", Rows(each, rows)) for each in maps]
 
 
+def _fit_grnr(maps: Maps, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    """Fit nothing: the paper's form, which looks at no good picture."""
+    del steps
+    return fit_grnr([each[:0] for each in maps], seed=seed, progress=progress).eval()
+
+
+def _fit_pnpt(maps: Maps, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    """Fit one class, so that there is one template to take."""
+    classes = np.zeros(maps[0].shape[0], np.int64)
+    return fit_pnpt(maps, classes, seed=seed, select="nearest", progress=progress, steps=steps or PNPT_STEPS)
+
+
 METHODS: dict[str, Method] = {
     "patchcore": Method("PatchCore: greedy memory bank, eq. 7", _fit_patchcore, smoothing=BLUR_SIGMA),
+    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
+    "pnpt": Method("PNPT-style, one class", _fit_pnpt),
     "varad": Method("VarAD, lightweight, in deviations of good parts", _fit_varad),
 }

@@ -6,7 +6,7 @@ The adapter starts as symmetric whitening of the data and the rest as Mamba star
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from compile.job import Progress
+from compile.methods import FitError
 from compile.methods.varad import SIZES, TAPS, Size, Stream, VarAD
-from edge.errors import BeltlineError
 
 PASSES = 8  # over the images: more would learn them by heart
 LEAST_STEPS = 150  # so many may be taken however few the images
 BATCH = 4  # images of 256 pixels per step
 WHITEN_FLOOR = 1e-2  # of the mean eigenvalue: below it lies noise, quantisation noise included
 COLLAPSE = 0.05  # smallest adapted spread, relative to the start, that is not a collapse
-
-Progress = Callable[[str, int, int], None]
-
-
-class FitError(BeltlineError):
-    """The fit failed. The message says how, and what to try."""
 
 
 def fit_varad(

@@ -116,7 +116,7 @@ def refused(capsys, *arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        (["--methods", "patchcore,sam"], "--methods: no method 'sam'. There are: patchcore, varad"),
+        (["--methods", "patchcore,sam"], "--methods: no method 'sam'. There are: patchcore, grnr, pnpt, varad"),
         (["--methods", ","], "--methods: give at least one"),
         (["--methods", "varad,patchcore,varad"], "--methods: 'varad' was given twice"),
         (["--size", "100"], "--size 100: give a multiple of 32 from 128 to 1024"),

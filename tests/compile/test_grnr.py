@@ -10,7 +10,7 @@ from skimage import data
 
 from compile.anomaly_graph import AnomalyHead
 from compile.export import export
-from compile.methods import grnr
+from compile.methods import FitError, grnr
 from compile.methods.grnr import (
     GRNR,
     LAM,
@@ -23,7 +23,6 @@ from compile.methods.grnr import (
     self_filter_mean,
     solve,
 )
-from compile.methods.varad_fit import FitError
 from compile.tensorrt_build import build, check_allowed
 
 GRIDS = ((12, 16), (6, 8))

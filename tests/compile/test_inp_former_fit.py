@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from compile.methods import FitError
 from compile.methods.inp_former import INPFormer, Size, mean, to_tokens
 from compile.methods.inp_former_fit import (
     PLUS_PLUS,
@@ -23,7 +24,6 @@ from compile.methods.inp_former_fit import (
     soft_mining,
     steps_for,
 )
-from compile.methods.varad_fit import FitError
 
 SIZE = Size(width=16, heads=4, prototypes=4, blocks=2, groups=2)
 

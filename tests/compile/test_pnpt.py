@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from compile.export import export
+from compile.methods import FitError
 from compile.methods.pnpt import PNPT, Attention, Size, cosine_distance, fold, unfold
 from compile.methods.pnpt_fit import fit_pnpt
-from compile.methods.varad_fit import FitError
 from compile.tensorrt_build import build, check_allowed
 
 SMALL = Size(width=16, heads=2, encoder=1, decoder=1)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from compile.methods import varad_fit
+from compile.methods import FitError, varad_fit
 from compile.methods.varad import Size, Stream, VarAD, scan_orders
-from compile.methods.varad_fit import FitError, check_adapters, fit_varad
+from compile.methods.varad_fit import check_adapters, fit_varad
 from compile.standardise import BASE, Standardised, measure_spread
 
 SMALL = (Size(fold=2, width=16, heads=2, state=8), Size(fold=1, width=16, heads=2, state=8))
