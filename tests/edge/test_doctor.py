@@ -216,7 +216,7 @@ def test_a_plc_on_a_serial_port_is_asked_where_the_port_is_free(tmp_path: Path) 
             frame = bytes([1, 3, len(words)]) + words
             os.write(master, frame + FramerRTU.compute_CRC(frame).to_bytes(2, "big"))
 
-    thread = threading.Thread(target=answer)
+    thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     found = reject_path(settings)
     thread.join(5)
