@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import types
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -84,38 +83,82 @@ def test_a_missing_extra_prints_its_install_line(
     assert "pip install 'beltline[compile]'" in capsys.readouterr().err
 
 
-def test_a_known_error_is_json_too_where_json_was_asked_for(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        (["fail", "--json"], 1, "no room"),
+        (["fail", "--json", "--size", "x"], 2, "Invalid value for '--size'"),
+        (["fail", "--json", "--loud"], 2, "No such option: --loud"),
+        (["fly", "--json"], 2, "no command 'fly'. There are: bare, fail."),
+        (["bare", "--json"], 3, "'beltline[bare]'"),
+    ],
+)
+def test_an_error_is_json_too_where_json_was_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str], code: int, says: str
 ) -> None:
-    def fail(json: bool = False) -> None:
+    def fail(json: bool = False, size: int = 0) -> None:
         raise BeltlineError("no room")
 
     install(monkeypatch, fail=fail)
-    assert edge.cli.main(["fail", "--json"]) == 1
+    missing = EntryPoint("bare", "a_module_that_is_not_there:x", edge.cli.GROUP)
+    known = edge.cli.entry_points(group=edge.cli.GROUP)
+    monkeypatch.setattr(edge.cli, "entry_points", lambda group: [*known, missing])
+    assert edge.cli.main(command) == code
     told = capsys.readouterr()
-    assert json.loads(told.out) == {"error": "no room"}
-    assert told.err == "beltline fail: no room\n"
+    document = json.loads(told.out)
+    assert list(document) == ["error"]
+    assert says in document["error"]
+    assert says in told.err
+    assert edge.cli.main([word for word in command if word != "--json"]) == code
+    assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.4, 0.8])
-@pytest.mark.parametrize(
-    "command", [["run", "none.toml"], ["doctor", "--json"], ["compile", "none", "-o", "x.bundle", "--json"]]
-)
-def test_an_early_interruption_is_one_line(command: list[str], delay_s: float, tmp_path: Path) -> None:
-    """At any moment after the interpreter is up; a fast command may have ended by itself, in its own way."""
-    ended = {"run": (1,), "doctor": (0, 1), "compile": (1,)}[command[0]]
-    begun = f"import os, sys; from edge.cli import main; os.write(1, b'.'); sys.exit(main({command!r}))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", begun], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+def test_an_error_may_have_an_exit_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        error = BeltlineError("ended")
+        error.exit_code = 143
+        raise error
+
+    install(monkeypatch, fail=fail)
+    assert edge.cli.main(["fail"]) == 143
+    assert 143 in edge.cli.EXIT_CODES
+
+
+def test_an_interruption_before_the_command_is_known_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge.cli, "entry_points", lambda group: signal.raise_signal(signal.SIGINT))
+    assert edge.cli.main(["run", "none.toml"]) == 130
+    assert capsys.readouterr().err == "beltline: interrupted\n"
+
+
+def interrupted(folder: Path, module: str, before: str = "") -> tuple[int, str]:
+    """What ends a process whose command is the function `command` of a module, and what it says."""
+    (folder / "made_up.py").write_text(f"import signal\n{module}\n")
+    begun = (
+        "import sys, signal, atexit, edge.cli\n"
+        "from importlib.metadata import EntryPoint\n"
+        "edge.cli.entry_points = lambda group: [EntryPoint('made-up', 'made_up:command', group)]\n"
+        f"{before}\n"
+        "sys.exit(edge.cli.main(['made-up']))"
     )
-    assert process.stdout is not None
-    process.stdout.read(1)
-    time.sleep(delay_s)
-    process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=30)
-    assert words.count(b"\n") <= 1, words
-    assert b"Traceback" not in words
-    assert process.returncode in {130, *ended}
+    done = subprocess.run([sys.executable, "-c", begun], capture_output=True, text=True, cwd=folder, check=False)
+    return done.returncode, done.stderr
+
+
+def test_an_interruption_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    """Extension modules make an ImportError of it."""
+    module = (
+        "try:\n    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('cannot import _core') from None\n"
+        "def command(): ..."
+    )
+    assert interrupted(tmp_path, module) == (130, "beltline: interrupted\n")
+
+
+def test_an_interruption_while_the_process_ends_changes_nothing(tmp_path: Path) -> None:
+    late = "atexit.register(signal.raise_signal, signal.SIGINT)"  # runs after what is registered later
+    assert interrupted(tmp_path, "def command(): ...", late) == (0, "")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
