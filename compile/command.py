@@ -65,7 +65,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         version=version,
         fit_steps=fit_steps,
     )
-    with ended_well("compile", as_json=as_json) as tick:
+    with ended_well(as_json=as_json) as tick:
         compiled = compile_data(settings, tick)
     summary = summarise(compiled)
     if as_json:

@@ -28,33 +28,30 @@ class Interruption(KeyboardInterrupt):
 
 
 @contextmanager
-def ended_well(command: str, *, as_json: bool) -> Iterator[Tick]:
+def ended_well(*, as_json: bool) -> Iterator[Tick]:
     """Show bars while the work is done, let SIGINT and SIGTERM unwind it, and end with the right message and exit code.
 
     Args:
-        command: its name, for the message.
-        as_json: no bars; errors are one JSON document on stdout, too.
+        as_json: no bars.
 
     """
     try:
         with _unwinding(), bars(enabled=not as_json) as tick:
             yield tick
     except (BeltlineError, CalibrationError, OSError, Interruption) as error:
-        shown = _for_the_terminal(command, error)
-        if as_json and not isinstance(shown, (BeltlineError, OSError)):  # those are written where they arrive
-            write_json({"error": str(error)})
-        raise shown from error
+        raise _for_the_terminal(error) from error
 
 
 def write_json(document: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def _for_the_terminal(command: str, error: BaseException) -> BaseException:
+def _for_the_terminal(error: BaseException) -> BaseException:
     match error:
         case Interruption():
-            Console(stderr=True).print(f"beltline {command}: {error}")
-            return typer.Exit(128 + error.number)
+            ended = BeltlineError(str(error))
+            ended.exit_code = 128 + error.number
+            return ended
         case WishError():
             return typer.BadParameter(str(error))
         case CalibrationError():

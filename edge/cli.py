@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 GROUP = "beltline.commands"
-OK, FAILED, USAGE, MISSING_EXTRA, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, USAGE, MISSING_EXTRA, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
 class Known(NamedTuple):
@@ -47,6 +47,7 @@ EXIT_CODES = {
     USAGE: "the command line was not understood",
     MISSING_EXTRA: "an optional part of beltline is not installed; the message has the install line",
     INTERRUPTED: "interrupted with Ctrl-C",
+    TERMINATED: "ended by SIGTERM before it was done",
 }
 
 
@@ -63,7 +64,6 @@ def main(argv: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     from rich.console import Console  # noqa: PLC0415
 
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _show_help(Console(highlight=False, soft_wrap=True), commands)
@@ -73,25 +73,31 @@ def _main(arguments: list[str]) -> int:
         return OK
     name, *rest = arguments
     if name not in commands:
-        errors.print(f"beltline: no command {name!r}. There are: {', '.join(sorted(commands))}.", markup=False)
-        return USAGE
+        return _fail("beltline", f"no command {name!r}. There are: {', '.join(sorted(commands))}.", USAGE, rest)
     try:
         return _call(commands[name], rest)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("edge", "compile", "calibration", "firmware_bridge"):
             raise
         extra = COMMANDS[name].extra if name in COMMANDS else name
-        errors.print(
-            f"beltline {name} needs the Python module {error.name!r}, which is not installed. "
-            f"Install it with: pip install 'beltline[{extra}]'",
-            markup=False,
-        )
-        return MISSING_EXTRA
-    except (BeltlineError, OSError) as error:
-        errors.print(f"beltline {name}: {error}", markup=False)
-        if "--json" in rest:
-            sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
-        return FAILED
+        message = f"the Python module {error.name!r} is not installed. Install it with: pip install 'beltline[{extra}]'"
+        return _fail(f"beltline {name}", message, MISSING_EXTRA, rest)
+    except BeltlineError as error:
+        return _fail(f"beltline {name}", str(error), error.exit_code, rest)
+    except OSError as error:
+        return _fail(f"beltline {name}", str(error), FAILED, rest)
+
+
+def _fail(who: str, message: str, code: int, arguments: list[str]) -> int:
+    """One line for people, and one JSON document where it was asked for."""
+    sys.stderr.write(f"{who}: {message}\n")
+    _write_error(message, arguments)
+    return code
+
+
+def _write_error(message: str, arguments: list[str]) -> None:
+    if "--json" in arguments:
+        sys.stdout.write(json.dumps({"error": message}) + "\n")
 
 
 def _load(entry: EntryPoint) -> Callable[..., None]:
@@ -120,6 +126,8 @@ def _call(entry: EntryPoint, arguments: list[str]) -> int:
     try:
         app(args=arguments, prog_name=f"beltline {entry.name}")
     except SystemExit as ended:
+        if usage := getattr(ended.__context__, "format_message", None):  # typer has shown it to people
+            _write_error(usage(), arguments)
         return ended.code if isinstance(ended.code, int) else OK if ended.code is None else FAILED
     return OK
 

@@ -5,3 +5,5 @@ from __future__ import annotations
 
 class BeltlineError(Exception):
     """Something outside the program is wrong. The message names the thing, the value and the next step."""
+
+    exit_code = 1

@@ -31,7 +31,7 @@ def bench(  # noqa: PLR0917 - the command line
 ) -> None:
     """Compare methods on labelled data sets: the table that papers print, and their maps."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    with ended_well("bench", as_json=as_json) as tick:
+    with ended_well(as_json=as_json) as tick:
         output.mkdir(parents=True, exist_ok=True)  # before the hours of work
         results = run_bench(Wanted(data, names, size, seeds), tick)
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)

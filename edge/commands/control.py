@@ -18,6 +18,7 @@ from edge.control import ask
 from edge.settings import Paths, load_settings
 
 REFRESH_S = 0.5
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and end.")]
 StationFile = Annotated[
     Path | None,
     typer.Argument(metavar="[STATION.toml]", help="The station's settings; without them the usual control socket."),
@@ -26,7 +27,7 @@ StationFile = Annotated[
 
 def status(
     station: StationFile = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and end.")] = False,
+    json: Json = False,
     once: Annotated[bool, typer.Option("--once", help="Print once instead of refreshing.")] = False,
 ) -> None:
     """Show what the running station does: state, outcomes, counters by cause, latency."""
@@ -47,16 +48,16 @@ def status(
         return
 
 
-def ack(station: StationFile = None) -> None:
+def ack(station: StationFile = None, json: Json = False) -> None:
     """Acknowledge the latched fault: the belt's permit returns if all is well again."""
     ask(_socket(station), "ack")
-    make_console().print("Acknowledged: the belt may run.")
+    make_console().print('{"ok": true}' if json else "Acknowledged: the belt may run.")
 
 
-def jog_gate(station: StationFile = None) -> None:
+def jog_gate(station: StationFile = None, json: Json = False) -> None:
     """Cycle the reject gate once. Keep hands off the gate."""
     ask(_socket(station), "jog-gate")
-    make_console().print("The gate was told to cycle once.")
+    make_console().print('{"ok": true}' if json else "The gate was told to cycle once.")
 
 
 def _socket(station: Path | None) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.cli import main
 from edge.control import ControlError, ControlServer, ask
 from edge.lock import LockError, hold
 
@@ -136,6 +137,22 @@ def test_a_second_station_is_refused_and_a_dead_ones_socket_replaced(server: Pat
     replaced.open()
     assert ask(dead, "status") == 1
     replaced.close()
+
+
+@pytest.mark.parametrize("asked_json", [True, False])
+def test_what_was_done_is_said_as_json_where_json_was_asked_for(
+    server: Path, capsys: pytest.CaptureFixture[str], *, asked_json: bool
+) -> None:
+    file = server.with_name("station.toml")
+    file.write_text(f'[bundle]\npath = "b"\n[source]\nkind = "folder"\npath = "p"\n[paths]\ncontrol = "{server}"\n')
+    more = ["--json"] if asked_json else []
+    assert main(["ack", str(file), *more]) == 0
+    assert capsys.readouterr().out == ('{"ok": true}\n' if asked_json else "Acknowledged: the belt may run.\n")
+    assert main(["jog-gate", str(file), *more]) == 1
+    told = capsys.readouterr().out
+    assert (json.loads(told) if told else None) == (
+        {"error": "the station refuses: the belt is running"} if asked_json else None
+    )
 
 
 def test_nobody_there_is_one_clear_line(tmp_path: Path) -> None:
