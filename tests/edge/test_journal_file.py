@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -151,16 +151,32 @@ def test_whatever_goes_before_its_turn_is_counted_once(tmp_path: Path) -> None:
     outbox.close()
 
 
+def write(part: int) -> Write:
+    values = {"epoch": 7, "decision": "REJECT", "reason": "late", "wall_ns": 0, "boot_id": "boot", "times_ms": "{}"}
+    values |= {"recovered": 0, "dry_run": 0, "part": part}
+    return INSERT_OUTCOME, tuple(values.get(column) for column in OUTCOME_COLUMNS)
+
+
 def test_a_batch_that_is_written_again_leaves_no_hole_in_the_ids(tmp_path: Path) -> None:
     """A hole would be counted as an outcome that was lost."""
     file = JournalFile(tmp_path / "journal.db", "boot", lambda _: None, KEEP)
-    values = {"epoch": 7, "decision": "REJECT", "reason": "late", "wall_ns": 0, "boot_id": "boot", "times_ms": "{}"}
-    values |= {"recovered": 0, "dry_run": 0}
-
-    def write(part: int) -> Write:
-        return INSERT_OUTCOME, tuple((values | {"part": part}).get(column) for column in OUTCOME_COLUMNS)
-
     assert file.commit([write(1), write(2)])
     assert file.commit([write(1), write(2), write(3)])
     file.close()
     assert [row["id"] for row in journal_rows(tmp_path / "journal.db")] == [1, 2, 3]
+
+
+def test_a_batch_that_went_into_a_removed_file_is_not_safe(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    file = JournalFile(path, "boot", lambda _: None, KEEP)
+    assert file.commit([write(1)])
+
+    def removed_meanwhile() -> Iterator[Write]:
+        yield write(2)
+        path.unlink()
+
+    assert not file.commit(removed_meanwhile())
+    assert file.failures == 1
+    assert file.commit([write(2)])
+    file.close()
+    assert [row["part"] for row in journal_rows(path)] == [2]
