@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,7 +114,7 @@ class Threshold(Strict):
     rule: str  # for people: "order statistic 231 of 240, moved half-way to the next"
     parts: int = Field(ge=1)  # physical parts that it was set on
     interval: tuple[Rate, Rate]  # 95 % interval of the realised false-reject rate
-    approximate: bool = False  # cross-fitted: the parts were scored by sibling models
+    approximate: bool = False  # cross-fitted by sibling models, several pictures per part, or a tail model
     flagged: str = ""  # a warning that people must see, or nothing
 
 
@@ -153,7 +154,9 @@ class Bundle:
             if name not in self.thresholds:
                 raise BundleError(f"{path}: graph '{name}' has no threshold of its own. Compile the bundle again.")
             if graph.file not in files:
-                raise BundleError(f"{path}: graph '{name}' names {graph.file}, which is not in the bundle")
+                raise BundleError(
+                    f"{path}: graph '{name}' names {graph.file}, which is not in the bundle. Compile it again."
+                )
         if "float" not in self.manifest.graphs:
             raise BundleError(f"{path}: the float graph is missing. Compile the bundle again.")
         self._check_golden()
@@ -162,7 +165,9 @@ class Bundle:
         for sample in self.golden.samples:
             for name in (sample.image, *sample.maps.values()):
                 if name not in self._files:
-                    raise BundleError(f"{self.path}: golden/golden.json names {name}, which is not in the bundle")
+                    raise BundleError(
+                        f"{self.path}: golden/golden.json names {name}, which is not in the bundle. Compile it again."
+                    )
             for graph in self.manifest.graphs:
                 if any(graph not in said for said in _said(sample)):
                     raise BundleError(
@@ -209,8 +214,10 @@ def read_bundle(path: Path) -> Bundle:
     identity = hashlib.sha256(files["manifest.json"]).hexdigest()
     stated = files["manifest.sha256"].decode("ascii", "replace").strip()
     if stated != identity:
+        at = len(os.path.commonprefix([identity, stated]))  # noqa: RUF071 - by character is meant
         raise BundleError(
-            f"{path}: manifest.json does not match manifest.sha256 ({identity[:12]} found, {stated[:12]} stated). "
+            f"{path}: manifest.json does not match manifest.sha256 (from digit {at + 1} on {identity[at : at + 12]!r} "
+            f"found, {stated[at : at + 12]!r} stated). "
             "The bundle was changed or damaged: copy it again from where it was compiled."
         )
     manifest = _json(path, files, "manifest.json")
@@ -248,7 +255,9 @@ def _read_directory(path: Path) -> dict[str, bytes]:
 
 def _check_size(path: Path, size: int) -> None:
     if size > SIZE_LIMIT:
-        raise BundleError(f"{path}: {size} bytes, more than the limit of {SIZE_LIMIT}: not a beltline bundle")
+        raise BundleError(
+            f"{path}: {size} bytes, more than the limit of {SIZE_LIMIT}: not a beltline bundle. Correct the path."
+        )
 
 
 def _read_archive(path: Path) -> dict[str, bytes]:
@@ -265,7 +274,7 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     end = 0
     for member in members:
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.name in files:
-            raise BundleError(f"{path}: {member.name!r} is a link, a device or there twice: refused")
+            raise BundleError(f"{path}: {member.name!r} is a link, a device or there twice. Copy it again.")
         data_end = member.offset_data + member.size
         next_header = _blocks(data_end)
         if not _plain_header(raw[end : member.offset_data]) or any(raw[data_end:next_header]):
@@ -304,4 +313,6 @@ def _parse(path: Path, files: dict[str, bytes], name: str, model: type[Parsed]) 
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
-        raise BundleError(f"{path}: {name}: {where}: {first['msg']} (got {first['input']!r:.100})") from error
+        raise BundleError(
+            f"{path}: {name}: {where}: {first['msg']} (got {first['input']!r:.100}). Compile the bundle again."
+        ) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edge.bundle import Bundle, read_bundle
+from edge.bundle import Bundle, Threshold, read_bundle
 from edge.control import occupied
 from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
@@ -83,13 +83,17 @@ def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
         doubt = scorer.doubt(chosen)
         yield Finding("threshold", f"{words}: {doubt}" if doubt else words, not doubt)
         return
-    low, high = default.interval
-    notes = " approximate." if default.approximate and "approximate" not in default.rule else ""
-    notes += f" {default.flagged}." if default.flagged else ""
-    yield Finding(
-        "threshold",
-        f"{default.value:.6g} for {default.target_false_reject:.2%} false rejects ({low:.2%} to {high:.2%}), set on "
-        f"{default.parts} parts: {default.rule}.{notes}",
+    yield Finding("threshold", promise(default))
+
+
+def promise(threshold: Threshold) -> str:
+    """What a bundle's own threshold promises, for people."""
+    low, high = threshold.interval
+    notes = " approximate." if threshold.approximate and "approximate" not in threshold.rule else ""
+    notes += f" {threshold.flagged}." if threshold.flagged else ""
+    return (
+        f"{threshold.value:.6g} for {threshold.target_false_reject:.2%} false rejects ({low:.2%} to {high:.2%}), set "
+        f"on {threshold.parts} parts: {threshold.rule}.{notes}"
     )
 
 

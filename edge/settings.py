@@ -206,8 +206,10 @@ def load_settings(path: Path) -> Settings:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}. Give the path of a station.toml.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"{path}: not a TOML file: {error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: no text, so no TOML file. Give the station.toml; it names the bundle.") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SettingsError(f"{path}: not a TOML file: {error}. Correct it, or give another file.") from None
     if isinstance(raw.get("reject"), dict):
         raw["reject"].setdefault("kind", "none")
     try:
@@ -241,6 +243,11 @@ def _explain(path: Path, problem: Any) -> str:
     if kind == "extra_forbidden":
         known = [name for owner in owners for name in owner.model_fields]
         return f"{table}unknown key {key!r} (value {value!r}); {_nearest(key, known)}"
+    if kind == "missing" and (tables := _models(field.annotation if field else None)):
+        kinds = [kind for table in tables for kind in _kinds(table)]
+        keys = [name for name, key in tables[0].model_fields.items() if key.is_required()]
+        needs = f"kind: {', '.join(kinds)}" if kinds else ", ".join(keys)
+        return f"{path}: [{key}] is missing. Add this table, with {needs}."
     if kind == "missing":
         return f"{table}{key} is missing{meaning}. Add it."
     if kind in ("union_tag_invalid", "union_tag_not_found"):

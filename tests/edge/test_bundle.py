@@ -60,6 +60,24 @@ def test_every_flipped_byte_of_every_file_is_noticed(tmp_path: Path, tiny: Simpl
                 read_bundle(folder)
 
 
+def test_where_the_stated_hash_differs_is_shown(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    right = files["manifest.sha256"].decode()
+    wrong = right[:40] + ("0" if right[40] != "0" else "1") + right[41:]
+    folder = tiny.folder(tmp_path / "b", files | {"manifest.sha256": wrong.encode()})
+    with pytest.raises(BundleError, match=f"from digit 41 on '{right[40:52]}' found, '{wrong[40:52]}' stated"):
+        read_bundle(folder)
+
+
+def test_a_wrong_value_has_its_next_step(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = tiny.files()
+    files["threshold.json"] = files["threshold.json"].replace(b'"value": 0.5', b'"value": NaN')
+    with pytest.raises(
+        BundleError, match=r"threshold\.json: float\.value: .* \(got nan\)\. Compile the bundle again\."
+    ):
+        read_bundle(tiny.archive(tmp_path / "b.bundle", rehash(files)))
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_of_the_archive_is_always_noticed(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.check import check_station
+from edge.bundle import Threshold
+from edge.check import check_station, promise
 from edge.settings import SettingsError, load_settings
 
 LINK = """
@@ -53,6 +54,16 @@ def test_a_threshold_that_turns_the_golden_verdicts_over(
     make_bundle(threshold=0.001)
     assert "accepts every golden defect" in problems("threshold = 1e8")["threshold"]
     assert problems("threshold = 0.002") == {}
+
+
+@pytest.mark.parametrize("rule", ["rank 9 of 9", "rank 9 of 9; cross-fitted, approximate"])
+def test_that_a_threshold_is_approximate_is_said_once(rule: str) -> None:
+    threshold = Threshold(
+        value=0.5, target_false_reject=0.1, rule=rule, parts=9, interval=(0.0, 0.3), approximate=True, flagged="look"
+    )
+    words = promise(threshold)
+    assert words.count("approximate") == 1
+    assert words.endswith("approximate. look.")
 
 
 def foreign(path: Path) -> None:

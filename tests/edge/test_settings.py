@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -53,8 +54,8 @@ def test_a_whole_station(load: Callable[[str], Settings], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (BUNDLE, ["source is missing"]),
-        (FOLDER, ["bundle is missing"]),
+        (BUNDLE, ["[source] is missing. Add this table, with kind: folder, video, camera, belt."]),
+        ("", ["[source] is missing", "[bundle] is missing. Add this table, with path."]),
         (BUNDLE + FOLDER + "[sorce]\n", ["unknown key 'sorce'", "did you mean 'source'?"]),
         (BUNDLE + 'grph = "int8"\n' + FOLDER, ["[bundle]", "'grph'", "'int8'", "did you mean 'graph'?"]),
         (BUNDLE + 'graph = "int4"\n' + FOLDER, ["[bundle] graph = 'int4'", "'auto', 'float' or 'int8'"]),
@@ -71,7 +72,7 @@ def test_a_whole_station(load: Callable[[str], Settings], tmp_path: Path) -> Non
         ),
         (BUNDLE + FOLDER + '[reject]\nkind = "modbus"\n', ["[reject]", "host"]),
         (BUNDLE + FOLDER + '[mqtt]\nhost = "10.1.2.3"\n', ["[mqtt]", "10.1.2.3", "credentials"]),
-        (BUNDLE + FOLDER + "x = = 1\n", ["not a TOML file", "line 6"]),
+        (BUNDLE + FOLDER + "x = = 1\n", ["not a TOML file", "line 6", "Correct it"]),
         ("bundle = 3\n" + FOLDER, ["bundle = 3"]),
         (BUNDLE + "threshold = true\n" + FOLDER, ["threshold = True", "valid number"]),
         (BUNDLE + 'threshold = "0.3"\n' + FOLDER, ["threshold = '0.3'", "valid number"]),
@@ -99,6 +100,12 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         load_settings(tmp_path / "nowhere.toml")
     with pytest.raises(SettingsError, match="Is a directory"):
         load_settings(tmp_path)
+
+
+def test_a_bundle_is_no_station_file(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    bundle = tiny.archive(tmp_path / "x.bundle", tiny.files())
+    with pytest.raises(SettingsError, match=r"x\.bundle: no text, so no TOML file\. Give the station\.toml"):
+        load_settings(bundle)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
