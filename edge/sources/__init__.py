@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from edge.settings import BeltSource, CameraSource, FolderSource, Source, VideoSource
-from edge.sources.avi import is_motion_jpeg
 from edge.sources.belt import Belt
 from edge.sources.camera import Camera
 from edge.sources.folder import Folder
@@ -21,16 +20,22 @@ def open_source(settings: Source, *, bench: bool = False) -> PictureSource:
         SourceError: it can never work as it is set up.
 
     """
-    source = _make(settings, bench=bench)
-    source.open()
+    source = _make(settings)
+    try:
+        source.open()
+    except SourceError:
+        if not (bench and isinstance(settings, VideoSource)):
+            raise
+        source = Replay(settings)
+        source.open()
     return source
 
 
-def _make(settings: Source, *, bench: bool) -> PictureSource:
+def _make(settings: Source) -> PictureSource:
     if isinstance(settings, FolderSource):
         return Folder(settings)
     if isinstance(settings, VideoSource):
-        return Replay(settings) if bench and not is_motion_jpeg(settings.path) else Video(settings)
+        return Video(settings)
     if isinstance(settings, CameraSource):
         return Camera(settings)
     assert isinstance(settings, BeltSource)

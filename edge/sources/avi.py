@@ -81,15 +81,6 @@ def find_frames(path: Path) -> Frames:
     return Frames(found, stated, None if len(found) == stated else broken_at)
 
 
-def is_motion_jpeg(path: Path) -> bool:
-    """Whether `find_frames` would take the file."""
-    try:
-        find_frames(path)
-    except (AviError, OSError):
-        return False
-    return True
-
-
 def _walk(file: BinaryIO, start: int, end: int, within: bytes, depth: int) -> Iterator[_Chunk]:
     """Each chunk that holds no others, in order, down to the first that cannot be one."""
     while start < end:
