@@ -98,7 +98,9 @@ class Wire:
         try:
             response = await request(self._client)
         except ModbusException as error:
-            raise await self._late(f"{self.where} does not answer: {error}", "no_answer") from error
+            advice = "baud, parity and unit" if self._serial else "host, port and unit"
+            message = f"{self.where} does not answer in {self._settings.timeout_ms} ms. Check {advice} in [reject]."
+            raise await self._late(message, "no_answer") from error
         if response.isError():
             raise WireError(
                 "exceptions",

@@ -222,7 +222,7 @@ def test_a_plc_on_a_serial_port_is_asked_where_the_port_is_free(tmp_path: Path) 
     thread.join(5)
     assert (found.level, "a beltline PLC, epoch 70000" in found.found) == ("ok", True), found
     found = reject_path(settings)
-    assert (found.level, "does not answer" in found.found) == ("missing", True), found
+    assert (found.level, "1000 ms. Check baud, parity and unit" in found.found) == ("missing", True), found
     fcntl.flock(slave, fcntl.LOCK_EX)
     found = reject_path(settings)
     assert (found.level, "end what else uses it" in found.found) == ("missing", True), found
