@@ -488,7 +488,7 @@ def test_without_echo_nothing_counts_as_passed_while_the_fault_is_latched() -> N
         wait(lambda: len(box.triggers) == 2)
         box.path.decide(Verdict(PartId(plc.epoch, 2), Decision.ACCEPT, Reason.SCORE_BELOW_THRESHOLD, 0.1, 0.5, "r"))
         wait(lambda: box.path.health().counters.get("decisions") == 2)
-        wait(lambda: box.path._waiting[2].in_time)
+        wait(lambda: box.path._track.waiting[2].in_time)
 
         def fault_late() -> None:
             plc.fault = True
@@ -506,7 +506,7 @@ def test_without_echo_an_acknowledgement_between_two_looks_proves_nothing() -> N
     with tcp(plc) as (served, box):
         wait(lambda: box.path.health().ready)
         served.call(plc.trigger)
-        wait(lambda: 1 in box.path._waiting and box.path._waiting[1].in_time)
+        wait(lambda: 1 in box.path._track.waiting and box.path._track.waiting[1].in_time)
 
         def acknowledged_and_passed() -> None:
             plc.fault = False

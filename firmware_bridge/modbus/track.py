@@ -1,0 +1,203 @@
+"""The parts of one epoch between photo-eye and outcome: read their triggers, write their decisions, settle them.
+
+An outcome comes from the PLC's echo, or is inferred where it echoes none. Then ACCEPT must be proven: its registers
+were confirmed, a header read after that showed the decision point ahead, and belt and gate were as they must be then
+and in both headers that show the decision point passed. Two, because one torn read of a count proves nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from firmware_bridge.modbus import registers as r
+from firmware_bridge.modbus.look import read_slot
+from firmware_bridge.modbus.settings import ModbusSettings
+from firmware_bridge.modbus.wire import Wire
+from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
+
+ECHO_LATE_NS = 2_000_000_000  # after its decision point a part without echo is given up
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A part without outcome."""
+
+    deadline_count: int | None = None  # None: its trigger was never read
+    asked: Verdict | None = None
+    written: bool = False  # the PLC has confirmed the decision's registers
+    in_time: bool = False  # and had not reached the decision point in a header read after that
+    permitted: bool = False  # by every header since the last before the decision point
+    held: bool = False  # the gate was held unasked in one of them
+    passed_ns: int | None = None  # first header that shows the decision point passed
+
+
+class Track:
+    """Everything runs on the path's thread, but `decide`."""
+
+    def __init__(self, wire: Wire, settings: ModbusSettings, counters: Counter[str], *, inhibit: bool) -> None:
+        self.on_trigger: Callable[[Trigger], None] = lambda _: None
+        self.on_outcome: Callable[[Outcome], None] = lambda _: None
+        self.on_lost: Callable[[PartId], None] = lambda _: None
+        self._wire, self._settings, self._order = wire, settings, settings.word_order
+        self._counters, self._inhibit = counters, inhibit
+        self._decided: deque[Verdict] = deque()
+        self._unwritten: list[Verdict] = []  # in the order of deciding
+        self.epoch: int | None = None
+        self.last_part = 0
+        self.unfilled = False  # a part was counted whose slot did not hold it yet
+        self.waiting: dict[int, Waiting] = {}
+        self.defied: str | None = None  # a part passed that was not to
+
+    def decide(self, verdict: Verdict) -> None:
+        self._decided.append(verdict)
+
+    def enter(self, epoch: int, last_part: int, unresolved: list[int]) -> None:
+        """Begin an epoch: what was on the belt in another one is lost."""
+        for part in sorted(self.waiting):
+            self._lose(part)
+        self.epoch, self.last_part, self.unfilled = epoch, last_part, False
+        self.waiting = {part: Waiting() for part in unresolved}
+
+    async def read_triggers(self, header: r.Header, read_ns: int) -> None:
+        self.unfilled = False
+        for part in range(self.last_part + 1, header.newest + 1):
+            if header.newest - part >= r.SLOTS:
+                self._miss(part)
+                continue
+            record = await read_slot(self._wire, self._settings, part)
+            if record.part < part:
+                self.unfilled = True
+                return
+            if record.part != part or r.passed(header.count, record.deadline_count):
+                self._miss(part)
+                continue
+            self.last_part = part
+            self.waiting[part] = Waiting(record.deadline_count)
+            self._counters["triggers"] += 1
+            age_ns = (header.now_ms - record.at_ms) % 2**32 * 1_000_000
+            self.on_trigger(
+                Trigger(
+                    PartId(header.epoch, part),
+                    record.count,
+                    record.deadline_count,
+                    record.at_ms * 1000 % 2**32,
+                    read_ns - age_ns,
+                    source="modbus",
+                )
+            )
+
+    async def write_decisions(self) -> None:
+        """Write what may be written; the first decision for a part stands."""
+        while self._decided:
+            self._unwritten.append(self._decided.popleft())
+        for verdict in list(self._unwritten):
+            epoch, part = verdict.part_id
+            waiting = self.waiting.get(part) if epoch == self.epoch else None
+            if waiting is None or (waiting.asked is not None and waiting.asked is not verdict):
+                self._counters["decisions_stale"] += 1
+                self._unwritten.remove(verdict)
+                continue
+            waiting.asked = verdict
+            if self._slot_is_needed(part):
+                continue
+            at = self._settings.box_base + r.DECISIONS_AT + r.DECISION_WORDS * r.slot(part)
+            await self._wire.write(at, r.decision_words(verdict.part_id, verdict.decision, self._order))
+            waiting.written = True
+            self._counters["decisions"] += 1
+            self._unwritten.remove(verdict)
+
+    async def settle(self, header: r.Header) -> None:
+        for part, waiting in sorted(self.waiting.items()):
+            if not header.status & r.ECHOES:
+                self._infer(part, waiting, header)
+            elif part <= header.settled:
+                await self._read_outcome(part, waiting, header)
+            elif waiting.deadline_count is not None and r.passed(header.count, waiting.deadline_count):
+                self._await_echo(part, waiting)
+
+    def _miss(self, part: int) -> None:
+        """A part that passed unseen: the PLC rejected it by default; its outcome may still be read."""
+        self.last_part = part
+        self.waiting[part] = Waiting()
+        self._counters["triggers_missed"] += 1
+
+    def _slot_is_needed(self, part: int) -> bool:
+        """Whether an earlier part of this slot may still have to be judged: more parts on the belt than slots."""
+        return any(
+            earlier < part and r.slot(earlier) == r.slot(part) and waiting.deadline_count is not None
+            for earlier, waiting in self.waiting.items()
+        )
+
+    def _infer(self, part: int, waiting: Waiting, header: r.Header) -> None:
+        permitted = header.status & r.PERMIT != 0 and not header.status & r.FAULT
+        held = header.status & r.INHIBITED != 0 and not self._inhibit
+        if waiting.deadline_count is None:
+            self._lose(part)
+        elif not r.passed(header.count, waiting.deadline_count):
+            waiting.in_time, waiting.permitted, waiting.held = waiting.written, permitted, held
+            waiting.passed_ns = None
+        else:
+            waiting.permitted &= permitted
+            waiting.held |= held
+            if waiting.passed_ns is None:
+                waiting.passed_ns = time.monotonic_ns()
+            elif waiting.held:
+                self._lose(part)
+            else:
+                self._settled(part, *_inferred(waiting), waiting.deadline_count)
+
+    async def _read_outcome(self, part: int, waiting: Waiting, header: r.Header) -> None:
+        if header.settled - part >= r.SLOTS:
+            self._lose(part)
+            return
+        at = self._settings.plc_base + r.OUTCOMES_AT + r.OUTCOME_WORDS * r.slot(part)
+        record = r.read_outcome(await self._wire.read(at, r.OUTCOME_WORDS), self._order)
+        decision = r.DECISION_OF.get(record.decision)
+        if record.part != part or decision is None:
+            self._lose(part)
+            return
+        asked = waiting.asked
+        if decision is Decision.ACCEPT and (asked is None or asked.decision is not Decision.ACCEPT):
+            self._counters["passed_unasked"] += 1
+            self.defied = f"the PLC let part {part} pass that was not to: its program must look at slot, part and check"
+            log.error("%s", self.defied)
+        reason = r.REASON_OF.get(record.reason)
+        if reason is None:
+            reason = asked.reason if asked else Reason.OUTCOME_UNKNOWN
+        self._settled(part, decision, reason, record.count)
+
+    def _await_echo(self, part: int, waiting: Waiting) -> None:
+        if waiting.passed_ns is None:
+            waiting.passed_ns = time.monotonic_ns()
+        elif time.monotonic_ns() - waiting.passed_ns > ECHO_LATE_NS:
+            log.warning("the PLC echoes outcomes, but none for part %d: its slot is free again", part)
+            self._lose(part)
+
+    def _settled(self, part: int, decision: Decision, reason: Reason, count: int) -> None:
+        waiting = self.waiting.pop(part)
+        self._counters["outcomes"] += 1
+        self.on_outcome(
+            Outcome(PartId(self.epoch or 0, part), decision, reason, count, recovered=waiting.deadline_count is None)
+        )
+
+    def _lose(self, part: int) -> None:
+        self.waiting.pop(part, None)
+        self._counters["outcomes_unknown"] += 1
+        self.on_lost(PartId(self.epoch or 0, part))
+
+
+def _inferred(waiting: Waiting) -> tuple[Decision, Reason]:
+    asked = waiting.asked
+    if asked is None:
+        return Decision.FAULT, Reason.NO_VERDICT
+    if asked.decision is Decision.ACCEPT and not waiting.permitted:
+        return Decision.REJECT, Reason.NOT_PERMITTED
+    if asked.decision is Decision.ACCEPT and not waiting.in_time:
+        return Decision.REJECT, Reason.LATE
+    return asked.decision, asked.reason
