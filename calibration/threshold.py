@@ -96,7 +96,8 @@ def set_threshold(
         gap = at - found.largest[-2]
         rule = f"largest of {n} scores plus half its gap to the one below"
         flags.append(f"the threshold hangs on the single largest score of {n} good parts")
-    if gap > 0 and gap > OUTLYING * (ordered[(3 * ordered.size) // 4] - ordered[ordered.size // 4]):
+    lower, upper = ordered[np.searchsorted(found.upto, (n / 4, 3 * n / 4))]
+    if gap > 0 and gap > OUTLYING * (upper - lower):
         flags.append(
             f"the threshold moved up by half of an unusually wide gap ({gap:.4g}): look at the good "
             f"parts of the {n - min(rank, n - 1)} largest score(s), they may not be good"
@@ -168,8 +169,9 @@ def tail_threshold(
     """Set a threshold below what the parts support, by a generalised Pareto model of their upper tail.
 
     A model, labelled as one: it assumes that the tail goes on beyond the largest score as it began. The interval is
-    the 95 % interval of the rate under the fitted model, by a bootstrap over parts. Arguments and errors as for
-    `set_threshold`, and at least 100 parts.
+    the nominal 95 % interval of the rate under the fitted model, by a bootstrap over parts; on 100 parts it held the
+    true rate in 80 to 91 % of simulations, on 300 in 87 to 94 %. Arguments and errors as for `set_threshold`, and at
+    least 100 parts.
     """
     found = _part_scores(scores, target, groups)
     n = len(found.largest)
@@ -306,6 +308,6 @@ def _tail_quantile(tail: _Tail, rate: float) -> float:
 def _tail_rate(tail: _Tail, value: float) -> float:
     above = (value - tail.start) / tail.scale
     if abs(tail.shape) < 1e-9:
-        return tail.share * math.exp(-above)
+        return tail.share * math.exp(min(-above, 0.0))
     reach = 1 + tail.shape * above
     return tail.share * math.pow(reach, -1 / tail.shape) if reach > 0 else 0.0
