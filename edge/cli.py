@@ -107,7 +107,8 @@ def _load(entry: EntryPoint) -> Callable[..., None]:
         os.write(2, b"beltline: interrupted\n")
         os._exit(INTERRUPTED)
 
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a job in a script's background
+    if ignored or threading.current_thread() is not threading.main_thread():
         return entry.load()  # type: ignore[no-any-return]
     before = signal.signal(signal.SIGINT, end)
     try:

@@ -40,7 +40,7 @@ class ModbusPath:
         self._ack_asked_ns: int | None = None  # by a person, not yet written
         self._problem: str | None = "not connected yet"
         self._header: r.Header | None = None  # of the last poll; None while not connected
-        self._doubted: int | None = None  # box fault code that the last header would give
+        self._doubted = False  # the last header
         self._refused: tuple[int, str] | None = None  # box fault code and words: epoch or map is not accepted
         self._refused_epoch: tuple[int, str] | None = None
         self._stepped_ns: int | None = None
@@ -76,17 +76,18 @@ class ModbusPath:
         status = header.status if header else 0
         inhibited = bool(status & r.INHIBITED)
         as_asked = inhibited == self._inhibit
-        faults = [self._refused[1]] if self._refused else []
-        if header and not self._refused and not as_asked:
+        refused, defied = self._refused, self._track.defied
+        faults = [refused[1]] if refused else []
+        if header and not refused and not as_asked:
             faults.append(_NOT_CONFIRMED if self._inhibit else _HELD)
         if header and status & r.FAULT:
             faults.append(f"the PLC has latched its fault {header.fault_code}")
-        if self._track.defied:
-            faults.append(self._track.defied)
+        if defied:
+            faults.append(defied)
         known = header is not None and header.epoch == self._track.epoch
         return PathHealth(
             connected=header is not None and self._thread.is_alive(),
-            ready=bool(status & r.READY) and known and self._refused is None and as_asked,
+            ready=bool(status & r.READY) and known and refused is None and as_asked,
             permit=bool(status & r.PERMIT),
             fault="; ".join(faults) or self._problem,
             epoch=self._track.epoch,
@@ -105,7 +106,8 @@ class ModbusPath:
                 self._note(error)
                 await asyncio.sleep(delay_s)
                 delay_s = FIRST_DELAY_S if self._header else min(2 * delay_s, LONGEST_DELAY_S)
-            self._header = self._refused = self._doubted = None
+            self._header = self._refused = None
+            self._doubted = False
         self._wire.close()
 
     async def _serve(self) -> None:
@@ -125,7 +127,7 @@ class ModbusPath:
 
     async def _cycle(self) -> None:
         track = self._track
-        if self._header is not None and self._refused is None:
+        if self._header is not None and self._refused is None and not self._doubted:
             await track.write_decisions()
         header = r.read_header(
             await self._wire.read(self._settings.plc_base, r.HEADER_WORDS), self._settings.word_order
@@ -139,23 +141,24 @@ class ModbusPath:
             await track.write_decisions()
         if header.layout == r.LAYOUT:  # else these registers may be another machine's
             fault = self._box_fault(header)
-            await self._acknowledge(header, fault)
+            if trusted:
+                await self._acknowledge(header, fault)
             await self._beat(fault)
 
     async def _trust(self, header: r.Header) -> bool:
         """Whether to act on this header. What is wrong in one may be torn or half-way, in two it is refused."""
         doubt = await self._doubt(header)
         if doubt is None:
-            self._refused = self._doubted = None
+            self._refused, self._doubted = None, False
             return self._follow_epoch(header)
         code, words = doubt
-        if code == self._doubted and (self._refused is None or self._refused[0] != code):
+        if self._doubted and (self._refused is None or self._refused[0] != code):
             self._refused = doubt
             log.warning("%s", words)
             if code == EPOCH_REFUSED:
                 self._counters["epochs_refused"] += 1
                 self._refused_epoch = (header.epoch, words)
-        self._doubted = code
+        self._doubted = True
         return False
 
     async def _doubt(self, header: r.Header) -> tuple[int, str] | None:
@@ -210,8 +213,8 @@ class ModbusPath:
     async def _acknowledge(self, header: r.Header, fault: int) -> None:
         """Change the register once, from whatever the PLC holds: no restart of either side looks like a person.
 
-        Only a latched fault is acknowledged, and only by a box without a fault of its own: the belt would start with
-        nobody to inspect it.
+        A latched fault is acknowledged, not one that is still to come; and only by a box without a fault of its own:
+        the belt would start with nobody to inspect it.
         """
         asked_ns = self._ack_asked_ns
         if asked_ns is None:
@@ -224,7 +227,7 @@ class ModbusPath:
                 self._counters["acks"] += 1
                 self._forget_ack(asked_ns)
                 return
-        if time.monotonic_ns() - asked_ns > ACK_VOID_NS:
+        if not header.status & r.FAULT or time.monotonic_ns() - asked_ns > ACK_VOID_NS:
             self._counters["acks_void"] += 1
             self._forget_ack(asked_ns)
 

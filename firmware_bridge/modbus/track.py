@@ -2,7 +2,9 @@
 
 An outcome comes from the PLC's echo, or is inferred where it echoes none. Then ACCEPT must be proven: its registers
 were confirmed, a header read after that showed the decision point ahead, and belt and gate were as they must be then
-and in both headers that show the decision point passed. Two, because one torn read of a count proves nothing.
+and in both headers that show the decision point passed. Two, because one torn read of a count proves nothing; for the
+same reason a count behind the one before shows nothing, and a part whose count was seen on both sides without a proof
+is unknown.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class Waiting:
     permitted: bool = False  # by every header since the last before the decision point
     held: bool = False  # the gate was held unasked in one of them
     passed_ns: int | None = None  # first header that shows the decision point passed
+    doubted: bool = False  # a later header took that back
+    looked: bool = False  # its outcome slot held an older part
 
 
 class Track:
@@ -50,7 +54,8 @@ class Track:
         self._unwritten: list[Verdict] = []  # in the order of deciding
         self.epoch: int | None = None
         self.last_part = 0
-        self.unfilled = False  # a part was counted whose slot did not hold it yet
+        self.unfilled = 0  # a part that was counted before its slot held it
+        self._count: int | None = None  # of the header before
         self.waiting: dict[int, Waiting] = {}
         self.defied: str | None = None  # a part passed that was not to
 
@@ -61,18 +66,17 @@ class Track:
         """Begin an epoch: what was on the belt in another one is lost."""
         for part in sorted(self.waiting):
             self._lose(part)
-        self.epoch, self.last_part, self.unfilled = epoch, last_part, False
+        self.epoch, self.last_part, self.unfilled, self._count = epoch, last_part, 0, None
         self.waiting = {part: Waiting() for part in unresolved}
 
     async def read_triggers(self, header: r.Header, read_ns: int) -> None:
-        self.unfilled = False
         for part in range(self.last_part + 1, header.newest + 1):
             if header.newest - part >= r.SLOTS:
                 self._miss(part)
                 continue
             record = await read_slot(self._wire, self._settings, part)
-            if record.part < part:
-                self.unfilled = True
+            if record.part < part and not (part == self.unfilled and part < header.newest):
+                self.unfilled = part  # look again; the newest is waited for, and refused if it does not come
                 return
             if record.part != part or r.passed(header.count, record.deadline_count):
                 self._miss(part)
@@ -80,7 +84,8 @@ class Track:
             self.last_part = part
             self.waiting[part] = Waiting(record.deadline_count)
             self._counters["triggers"] += 1
-            age_ns = (header.now_ms - record.at_ms) % 2**32 * 1_000_000
+            age_ms = (header.now_ms - record.at_ms) % 2**32
+            age_ns = age_ms * 1_000_000 if age_ms < 2**31 else 0  # stamped after the header's time
             self.on_trigger(
                 Trigger(
                     PartId(header.epoch, part),
@@ -91,6 +96,7 @@ class Track:
                     source="modbus",
                 )
             )
+        self.unfilled = 0
 
     async def write_decisions(self) -> None:
         """Write what may be written; the first decision for a part stands."""
@@ -113,13 +119,24 @@ class Track:
             self._unwritten.remove(verdict)
 
     async def settle(self, header: r.Header) -> None:
+        held = header.status & r.INHIBITED != 0 and not self._inhibit
+        steady = self._count is None or r.passed(header.count, self._count)
+        self._count = header.count
         for part, waiting in sorted(self.waiting.items()):
+            passed = waiting.deadline_count is not None and r.passed(header.count, waiting.deadline_count)
+            again = passed and waiting.passed_ns is not None
+            waiting.held = held or (passed and waiting.held)
+            if not passed:
+                waiting.doubted |= waiting.passed_ns is not None
+                waiting.passed_ns = None
+            elif not again:
+                waiting.passed_ns = time.monotonic_ns()
             if not header.status & r.ECHOES:
-                self._infer(part, waiting, header)
+                self._infer(part, waiting, header, passed=passed, again=again, steady=steady)
             elif part <= header.settled:
                 await self._read_outcome(part, waiting, header)
-            elif waiting.deadline_count is not None and r.passed(header.count, waiting.deadline_count):
-                self._await_echo(part, waiting)
+            elif waiting.passed_ns is not None and time.monotonic_ns() - waiting.passed_ns > ECHO_LATE_NS:
+                self._give_up(part)
 
     def _miss(self, part: int) -> None:
         """A part that passed unseen: the PLC rejected it by default; its outcome may still be read."""
@@ -134,22 +151,18 @@ class Track:
             for earlier, waiting in self.waiting.items()
         )
 
-    def _infer(self, part: int, waiting: Waiting, header: r.Header) -> None:
+    def _infer(self, part: int, waiting: Waiting, header: r.Header, *, passed: bool, again: bool, steady: bool) -> None:
         permitted = header.status & r.PERMIT != 0 and not header.status & r.FAULT
-        held = header.status & r.INHIBITED != 0 and not self._inhibit
         if waiting.deadline_count is None:
             self._lose(part)
-        elif not r.passed(header.count, waiting.deadline_count):
-            waiting.in_time, waiting.permitted, waiting.held = waiting.written, permitted, held
-            waiting.passed_ns = None
+        elif not passed:
+            waiting.permitted = permitted
+            waiting.in_time |= waiting.written and steady and not waiting.doubted
         else:
             waiting.permitted &= permitted
-            waiting.held |= held
-            if waiting.passed_ns is None:
-                waiting.passed_ns = time.monotonic_ns()
-            elif waiting.held:
+            if again and (waiting.held or (waiting.doubted and not waiting.in_time)):
                 self._lose(part)
-            else:
+            elif again:
                 self._settled(part, *_inferred(waiting), waiting.deadline_count)
 
     async def _read_outcome(self, part: int, waiting: Waiting, header: r.Header) -> None:
@@ -158,12 +171,15 @@ class Track:
             return
         at = self._settings.plc_base + r.OUTCOMES_AT + r.OUTCOME_WORDS * r.slot(part)
         record = r.read_outcome(await self._wire.read(at, r.OUTCOME_WORDS), self._order)
+        if record.part < part and not waiting.looked:
+            waiting.looked = True
+            return
         decision = r.DECISION_OF.get(record.decision)
-        if record.part != part or decision is None:
+        if record.part != part or decision is None or (waiting.held and decision is not Decision.ACCEPT):
             self._lose(part)
             return
-        asked = waiting.asked
-        if decision is Decision.ACCEPT and (asked is None or asked.decision is not Decision.ACCEPT):
+        asked, defied = waiting.asked, decision is Decision.ACCEPT and not header.status & r.INHIBITED
+        if defied and (asked is None or asked.decision is not Decision.ACCEPT):
             self._counters["passed_unasked"] += 1
             self.defied = f"the PLC let part {part} pass that was not to: its program must look at slot, part and check"
             log.error("%s", self.defied)
@@ -172,12 +188,11 @@ class Track:
             reason = asked.reason if asked else Reason.OUTCOME_UNKNOWN
         self._settled(part, decision, reason, record.count)
 
-    def _await_echo(self, part: int, waiting: Waiting) -> None:
-        if waiting.passed_ns is None:
-            waiting.passed_ns = time.monotonic_ns()
-        elif time.monotonic_ns() - waiting.passed_ns > ECHO_LATE_NS:
-            log.warning("the PLC echoes outcomes, but none for part %d: its slot is free again", part)
-            self._lose(part)
+    def _give_up(self, part: int) -> None:
+        log.warning("the PLC echoes outcomes, but none for part %d: its slot is free again", part)
+        for earlier, waiting in sorted(self.waiting.items()):
+            if earlier == part or (earlier < part and waiting.deadline_count is None):
+                self._lose(earlier)
 
     def _settled(self, part: int, decision: Decision, reason: Reason, count: int) -> None:
         waiting = self.waiting.pop(part)

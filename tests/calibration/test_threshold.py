@@ -294,7 +294,12 @@ def test_tail_model_is_right_on_average(shape: float) -> None:
 
 
 def test_tail_model_bears_ties() -> None:
-    assert math.isfinite(tail_threshold([0.0] * 150 + [1.0] * 50, 0.001).value)
+    assert math.isfinite(tail_threshold([0.0] * 150 + [1.0] * 30 + [2.0] * 20, 0.001).value)
+
+
+def test_scores_without_a_tail_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="no tail to extrapolate"):
+        tail_threshold([0.0] * 150 + [1.0] * 50, 0.001)
 
 
 def test_tail_model_refuses_what_it_cannot_do() -> None:

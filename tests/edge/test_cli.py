@@ -156,6 +156,12 @@ def test_an_interruption_while_a_command_is_imported_is_one_line(tmp_path: Path)
     assert interrupted(tmp_path, module) == (130, "beltline: interrupted\n")
 
 
+def test_a_command_in_a_scripts_background_is_not_interrupted(tmp_path: Path) -> None:
+    """The shell lets it ignore the Ctrl-C that is meant for the foreground, while it is imported too."""
+    module = "signal.raise_signal(signal.SIGINT)\ndef command(): ..."
+    assert interrupted(tmp_path, module, "signal.signal(signal.SIGINT, signal.SIG_IGN)") == (0, "")
+
+
 def test_an_interruption_while_the_process_ends_changes_nothing(tmp_path: Path) -> None:
     late = "atexit.register(signal.raise_signal, signal.SIGINT)"  # runs after what is registered later
     assert interrupted(tmp_path, "def command(): ...", late) == (0, "")
