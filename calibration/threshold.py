@@ -179,7 +179,8 @@ def tail_threshold(
     check_tail(n)
     if target >= exceedances / n:
         raise CalibrationError(f"target {target} lies inside the scores: no tail model is needed, use set_threshold")
-    if found.ordered[np.searchsorted(found.upto, n - exceedances)] == found.ordered[-1]:
+    first = int(np.searchsorted(found.upto, n - exceedances - ROUNDING)) + 1
+    if found.ordered[first] == found.ordered[-1]:
         raise CalibrationError(
             f"{exceedances} of {n} good parts and more share the largest score, {found.ordered[-1]:.4g}: there is no "
             "tail to extrapolate; take a target that the parts support"

@@ -227,10 +227,11 @@ def reject_path(settings: Settings) -> Finding:
     text, there = describe(settings.reject)
     if not there or not isinstance(settings.reject, ModbusReject):
         return Finding("station", "reject path", text, "ok" if there else "missing")
-    if (folder := settings.paths.journal.parent).exists() and not os.access(folder, os.X_OK):
-        text += f": not tried, for {folder} does not let this user see whether a station is running"
+    running = is_held(settings.paths.journal)
+    if running is None:
+        text += f": not tried, for this user may not see at {settings.paths.journal} whether a station is running"
         return Finding("station", "reject path", text, "note")
-    if is_held(settings.paths.journal):
+    if running:
         text += ": not tried, for a station is running; `beltline status` shows it"
         return Finding("station", "reject path", text, "note")
     try:

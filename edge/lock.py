@@ -46,10 +46,16 @@ def hold(file: Path, owned: str) -> ExitStack:
     return held
 
 
-def is_held(file: Path) -> bool:
-    """Whether a process owns `file` now. Makes nothing."""
-    with ExitStack() as held, suppress(OSError):  # nobody ever ran here, or one may not look: the start will tell
-        for descriptor in _open(file, 0):
+def is_held(file: Path) -> bool | None:
+    """Whether a process owns `file` now; None where this user may not look. Makes nothing."""
+    with ExitStack() as held:
+        for place in (lock_of(file), file):
+            try:
+                descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+            except PermissionError:
+                return None
+            except OSError:  # nobody ever ran here
+                continue
             held.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -40,7 +40,7 @@ class ModbusPath:
         self._ack_asked_ns: int | None = None  # by a person, not yet written
         self._problem: str | None = "not connected yet"
         self._header: r.Header | None = None  # of the last poll; None while not connected
-        self._doubted = False  # the last header
+        self._doubted: int | None = None  # box fault code that the last header gave reason for
         self._refused: tuple[int, str] | None = None  # box fault code and words: epoch or map is not accepted
         self._refused_epoch: tuple[int, str] | None = None
         self._stepped_ns: int | None = None
@@ -106,8 +106,7 @@ class ModbusPath:
                 self._note(error)
                 await asyncio.sleep(delay_s)
                 delay_s = FIRST_DELAY_S if self._header else min(2 * delay_s, LONGEST_DELAY_S)
-            self._header = self._refused = None
-            self._doubted = False
+            self._header = self._refused = self._doubted = None
         self._wire.close()
 
     async def _serve(self) -> None:
@@ -127,7 +126,7 @@ class ModbusPath:
 
     async def _cycle(self) -> None:
         track = self._track
-        if self._header is not None and self._refused is None and not self._doubted:
+        if self._header is not None and self._refused is None and self._doubted is None:
             await track.write_decisions()
         header = r.read_header(
             await self._wire.read(self._settings.plc_base, r.HEADER_WORDS), self._settings.word_order
@@ -141,7 +140,7 @@ class ModbusPath:
             await track.write_decisions()
         if header.layout == r.LAYOUT:  # else these registers may be another machine's
             fault = self._box_fault(header)
-            if trusted:
+            if trusted or not header.status & r.FAULT:
                 await self._acknowledge(header, fault)
             await self._beat(fault)
 
@@ -149,16 +148,17 @@ class ModbusPath:
         """Whether to act on this header. What is wrong in one may be torn or half-way, in two it is refused."""
         doubt = await self._doubt(header)
         if doubt is None:
-            self._refused, self._doubted = None, False
+            self._refused = self._doubted = None
             return self._follow_epoch(header)
         code, words = doubt
-        if self._doubted and (self._refused is None or self._refused[0] != code):
+        if self._doubted is not None and (self._refused is None or self._refused[0] != code):
             self._refused = doubt
             log.warning("%s", words)
-            if code == EPOCH_REFUSED:
-                self._counters["epochs_refused"] += 1
-                self._refused_epoch = (header.epoch, words)
-        self._doubted = True
+        known = self._refused_epoch is not None and self._refused_epoch[0] == header.epoch
+        if code == self._doubted == EPOCH_REFUSED and not known:
+            self._counters["epochs_refused"] += 1
+            self._refused_epoch = (header.epoch, words)  # for good: its numbers have been used
+        self._doubted = code
         return False
 
     async def _doubt(self, header: r.Header) -> tuple[int, str] | None:

@@ -30,7 +30,7 @@ class ModbusSettings(BaseModel):
     word_order: Literal["high_first", "low_first"] = Field(
         "high_first", title="Word order", description="which half of a 32-bit value has the lower register address"
     )
-    poll_ms: int = Field(10, ge=1, le=1000, title="Poll period", description="pause between two looks at the PLC, ms")
+    poll_ms: int = Field(10, ge=1, le=200, title="Poll period", description="pause between two looks at the PLC, ms")
     timeout_ms: int = Field(80, ge=20, le=5000, title="Timeout", description="longest wait for one answer, ms")
     step_limit_ms: int = Field(
         200,

@@ -3,8 +3,7 @@
 An outcome comes from the PLC's echo, or is inferred where it echoes none. Then ACCEPT must be proven: its registers
 were confirmed, a header read after that showed the decision point ahead, and belt and gate were as they must be then
 and in both headers that show the decision point passed. Two, because one torn read of a count proves nothing; for the
-same reason a count behind the one before shows nothing, and a part whose count was seen on both sides without a proof
-is unknown.
+same reason a part is doubted when a count goes back, and unknown where what was seen until then proves no ACCEPT.
 """
 
 from __future__ import annotations
@@ -125,14 +124,14 @@ class Track:
         for part, waiting in sorted(self.waiting.items()):
             passed = waiting.deadline_count is not None and r.passed(header.count, waiting.deadline_count)
             again = passed and waiting.passed_ns is not None
-            waiting.held = held or (passed and waiting.held)
             if not passed:
-                waiting.doubted |= waiting.passed_ns is not None
+                waiting.doubted |= waiting.passed_ns is not None or (not steady and not waiting.in_time)
                 waiting.passed_ns = None
-            elif not again:
+            waiting.held = held or ((passed or waiting.doubted) and waiting.held)
+            if passed and not again:
                 waiting.passed_ns = time.monotonic_ns()
             if not header.status & r.ECHOES:
-                self._infer(part, waiting, header, passed=passed, again=again, steady=steady)
+                self._infer(part, waiting, header, passed=passed, again=again)
             elif part <= header.settled:
                 await self._read_outcome(part, waiting, header)
             elif waiting.passed_ns is not None and time.monotonic_ns() - waiting.passed_ns > ECHO_LATE_NS:
@@ -151,16 +150,17 @@ class Track:
             for earlier, waiting in self.waiting.items()
         )
 
-    def _infer(self, part: int, waiting: Waiting, header: r.Header, *, passed: bool, again: bool, steady: bool) -> None:
+    def _infer(self, part: int, waiting: Waiting, header: r.Header, *, passed: bool, again: bool) -> None:
         permitted = header.status & r.PERMIT != 0 and not header.status & r.FAULT
         if waiting.deadline_count is None:
             self._lose(part)
         elif not passed:
-            waiting.permitted = permitted
-            waiting.in_time |= waiting.written and steady and not waiting.doubted
+            waiting.permitted = permitted and (waiting.permitted or not waiting.doubted)
+            waiting.in_time |= waiting.written and not waiting.doubted
         else:
             waiting.permitted &= permitted
-            if again and (waiting.held or (waiting.doubted and not waiting.in_time)):
+            unproven = waiting.doubted and not (waiting.in_time and waiting.permitted)
+            if again and (waiting.held or unproven):
                 self._lose(part)
             elif again:
                 self._settled(part, *_inferred(waiting), waiting.deadline_count)
@@ -178,7 +178,8 @@ class Track:
         if record.part != part or decision is None or (waiting.held and decision is not Decision.ACCEPT):
             self._lose(part)
             return
-        asked, defied = waiting.asked, decision is Decision.ACCEPT and not header.status & r.INHIBITED
+        gate_free = not header.status & r.INHIBITED and not waiting.held
+        asked, defied = waiting.asked, decision is Decision.ACCEPT and gate_free
         if defied and (asked is None or asked.decision is not Decision.ACCEPT):
             self._counters["passed_unasked"] += 1
             self.defied = f"the PLC let part {part} pass that was not to: its program must look at slot, part and check"

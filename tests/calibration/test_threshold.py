@@ -298,8 +298,9 @@ def test_tail_model_bears_ties() -> None:
 
 
 def test_scores_without_a_tail_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="no tail to extrapolate"):
-        tail_threshold([0.0] * 150 + [1.0] * 50, 0.001)
+    for scores in ([0.0] * 150 + [1.0] * 50, [*np.linspace(0, 0.9, 160), *[1.0] * 40]):
+        with pytest.raises(CalibrationError, match="no tail to extrapolate"):
+            tail_threshold(scores, 0.001)
 
 
 def test_tail_model_refuses_what_it_cannot_do() -> None:

@@ -339,7 +339,75 @@ def test_a_low_count_before_the_first_that_shows_the_point_passed_proves_nothing
     bench.count += 200  # passed while the decision was written
     bench.cycle(count=200_000 - 65536)
     bench.cycle(2)
-    assert bench.outcomes[1].reason is Reason.LATE
+    assert bench.lost == [1]
+
+
+def test_a_fault_seen_beside_the_decision_point_is_not_forgotten_when_the_count_goes_back() -> None:
+    bench = Bench()
+    bench.trigger()
+    bench.cycle()
+    bench.decide(1)
+    bench.cycle(2)
+    bench.count += 100
+    bench.status |= r.FAULT
+    bench.cycle()
+    bench.status &= ~r.FAULT
+    bench.cycle(count=bench.count - 1)
+    bench.cycle(3)
+    assert 1 not in bench.outcomes
+    assert bench.lost == [1]
+
+
+def test_a_gate_seen_held_beside_the_decision_point_is_not_forgotten_when_the_count_goes_back() -> None:
+    bench = Bench()
+    bench.trigger()
+    bench.cycle()
+    bench.decide(1, Decision.REJECT)
+    bench.cycle(2)
+    bench.count += 100
+    bench.status |= r.INHIBITED
+    bench.cycle()
+    bench.status &= ~r.INHIBITED
+    bench.cycle(count=bench.count - 1)
+    bench.cycle(3)
+    assert bench.lost == [1]
+
+
+def test_a_decision_written_while_the_count_goes_back_is_never_proven() -> None:
+    bench = Bench()
+    bench.trigger()
+    bench.cycle()
+    bench.count += 99
+    bench.cycle()
+    bench.decide(1)
+    bench.cycle(count=bench.count - 1)
+    bench.cycle()
+    bench.count += 1
+    bench.cycle(3)
+    assert bench.lost == [1]
+
+
+def test_two_different_doubts_refuse_nobody_for_good() -> None:
+    bench = Bench()
+    bench.trigger()
+    bench.cycle()
+    bench.cycle(settled=0x1FFFF)
+    bench.cycle(newest=0)
+    assert not bench.path.health().ready
+    bench.cycle(2)
+    assert bench.path.health().ready
+    assert "epochs_refused" not in bench.path.health().counters
+
+
+def test_an_acknowledgement_on_a_doubtful_header_without_a_fault_is_void() -> None:
+    bench = Bench()
+    bench.trigger()
+    bench.cycle()
+    bench.path.ack()
+    bench.cycle(newest=0)
+    bench.status |= r.FAULT
+    bench.cycle(3)
+    assert bench.wire.memory[BOX + r.ACK_AT] == 0
 
 
 def test_an_echo_from_a_gate_held_unasked_is_no_reject() -> None:
