@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compile.job import Progress
 from compile.methods import FitError
+from compile.methods.descent import Descent, batches
 from compile.methods.pnpt import PNPT, Select, Size, cosine_distance
 
 STEPS = 300
@@ -101,22 +102,10 @@ def _optimise(
 ) -> None:
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    order = np.random.default_rng(seed)
-    queue: list[int] = []
-    for step in range(steps):
-        while len(queue) < BATCH:
-            queue += order.permutation(len(classes)).tolist()
-        chosen, queue = sorted(set(queue[:BATCH])), queue[BATCH:]
+    descent = Descent(model, optimiser, rate, steps)
+    for step, chosen in zip(range(steps), batches(len(classes), BATCH, seed), strict=False):
         maps = model.standardise([torch.from_numpy(np.asarray(each[chosen], np.float32)) for each in features])
-        loss = _loss(model, maps, torch.from_numpy(classes[chosen]))
-        if not torch.isfinite(loss):
-            raise FitError(f"the fit diverged at step {step} of {steps}: loss {loss.item()}. Lower the learning rate.")
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        descent.step(_loss(model, maps, torch.from_numpy(classes[chosen])), step)
         if progress is not None:
             progress("fit", step + 1, steps)
 

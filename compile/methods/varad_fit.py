@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from compile.job import Progress
 from compile.methods import FitError
+from compile.methods.descent import Descent, batches
 from compile.methods.varad import SIZES, TAPS, Size, Stream, VarAD
 
 PASSES = 8  # over the images: more would learn them by heart
@@ -129,23 +130,10 @@ def _optimise(
     progress: Progress | None,
 ) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    order = np.random.default_rng(seed)
-    count = features[0].shape[0]
-    queue: list[int] = []
-    for step in range(steps):
-        while len(queue) < batch:
-            queue += order.permutation(count).tolist()
-        chosen, queue = sorted(set(queue[:batch])), queue[batch:]
+    descent = Descent(model, optimiser, rate, steps)
+    for step, chosen in zip(range(steps), batches(features[0].shape[0], batch, seed), strict=False):
         maps = [torch.from_numpy(np.asarray(f[chosen], np.float32)) for f in features]
         losses = [stream.nll(feature) for stream, feature in zip(model.hierarchies(), maps, strict=True)]
-        loss = torch.stack(losses).sum()
-        if not torch.isfinite(loss):
-            raise FitError(f"the fit diverged at step {step} of {steps}: loss {loss.item()}. Lower the learning rate.")
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        descent.step(torch.stack(losses).sum(), step)
         if progress is not None:
             progress("fit", step + 1, steps)

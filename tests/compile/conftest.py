@@ -44,6 +44,25 @@ def write() -> Callable[[Path, NDArray[np.uint8] | NDArray[np.uint16]], Path]:
     return written
 
 
+@pytest.fixture
+def mvtec(
+    tmp_path: Path,
+    photographs: NDArray[np.uint8],
+    write: Callable[[Path, NDArray[np.uint8]], Path],
+) -> Path:
+    """An MVTec-style folder: 20 good parts to learn from, and test parts of which some have a hole."""
+    folder = tmp_path / "wall"
+    for i, image in enumerate(photographs[:20]):
+        write(folder / "train" / "good" / f"{i:02}.png", image)
+    for i, image in enumerate(photographs[30:40]):
+        write(folder / "test" / "good" / f"{i}.png", image)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        cv2.circle(mask, (40 + 6 * i, 90 - 5 * i), 14, 255, -1)
+        write(folder / "test" / "hole" / f"{i}.png", np.where(mask[..., None] > 0, np.uint8(5), image))
+        write(folder / "ground_truth" / "hole" / f"{i}_mask.png", mask)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trunk() -> onnx.ModelProto:
     """The trunk at 128 px."""

@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -34,21 +33,6 @@ class Loudness(nn.Module):
 def fit_loudness(maps, seed, steps, progress) -> Loudness:
     chosen = np.random.default_rng(seed).integers(0, maps[0].shape[0])
     return Loudness(torch.from_numpy(np.array(maps[0][chosen])))
-
-
-@pytest.fixture
-def mvtec(tmp_path: Path, photographs, write) -> Path:
-    """20 good parts to learn from, and test parts of which some have a hole."""
-    folder = tmp_path / "wall"
-    for i, image in enumerate(photographs[:20]):
-        write(folder / "train" / "good" / f"{i:02}.png", image)
-    for i, image in enumerate(photographs[30:40]):
-        write(folder / "test" / "good" / f"{i}.png", image)
-        mask = np.zeros(image.shape[:2], np.uint8)
-        cv2.circle(mask, (40 + 6 * i, 90 - 5 * i), 14, 255, -1)
-        write(folder / "test" / "hole" / f"{i}.png", np.where(mask[..., None] > 0, np.uint8(5), image))
-        write(folder / "ground_truth" / "hole" / f"{i}_mask.png", mask)
-    return folder
 
 
 @pytest.mark.slow

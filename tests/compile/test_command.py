@@ -15,21 +15,6 @@ from edge.cli import FAILED, OK, USAGE, main
 from edge.scorer import Scorer
 
 
-@pytest.fixture
-def mvtec(tmp_path: Path, photographs, write) -> Path:
-    """20 good parts to train on, and test parts of which some have a hole."""
-    folder = tmp_path / "wall"
-    for i, image in enumerate(photographs[:20]):
-        write(folder / "train" / "good" / f"{i:02}.png", image)
-    for i, image in enumerate(photographs[30:40]):
-        write(folder / "test" / "good" / f"{i}.png", image)
-        mask = np.zeros(image.shape[:2], np.uint8)
-        cv2.circle(mask, (40 + 6 * i, 90 - 5 * i), 14, 255, -1)
-        write(folder / "test" / "hole" / f"{i}.png", np.where(mask[..., None] > 0, np.uint8(5), image))
-        write(folder / "ground_truth" / "hole" / f"{i}_mask.png", mask)
-    return folder
-
-
 @pytest.mark.slow
 def test_a_folder_with_labels_becomes_a_bundle_in_one_json_document(mvtec: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "wall.bundle"

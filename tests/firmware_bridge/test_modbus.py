@@ -82,6 +82,12 @@ class Plc:
             if r.passed(self.count, deadline):
                 self.decide(part, deadline)
 
+    def pass_by(self, *, fault: bool) -> None:
+        """All at once: the fault changes and everything on the belt passes the gate."""
+        self.fault = fault
+        self.move(2 * DISTANCE)
+        self.scan()
+
     def decide(self, part: int, deadline: int) -> None:
         del self.on_belt[part]
         at = BOX + 4 + 6 * (part % 8)
@@ -434,8 +440,7 @@ def test_a_late_accept_is_not_believed_without_echo() -> None:
 
         def belt_is_faster(address: int) -> None:
             if address >= BOX + r.DECISIONS_AT:
-                plc.move(2 * DISTANCE)
-                plc.scan()
+                plc.pass_by(fault=plc.fault)
 
         plc.before_write = belt_is_faster
         served.call(plc.trigger)
@@ -464,8 +469,7 @@ def test_an_accept_written_after_the_header_was_read_is_not_in_time() -> None:
 
         def belt_is_faster(address: int) -> None:
             if address >= BOX + r.DECISIONS_AT:
-                plc.move(2 * DISTANCE)
-                plc.scan()
+                plc.pass_by(fault=plc.fault)
 
         plc.before_write = belt_is_faster
         box.path._wire.read = decide_then  # type: ignore[method-assign]
@@ -489,13 +493,7 @@ def test_without_echo_nothing_counts_as_passed_while_the_fault_is_latched() -> N
         box.path.decide(Verdict(PartId(plc.epoch, 2), Decision.ACCEPT, Reason.SCORE_BELOW_THRESHOLD, 0.1, 0.5, "r"))
         wait(lambda: box.path.health().counters.get("decisions") == 2)
         wait(lambda: box.path._track.waiting[2].in_time)
-
-        def fault_late() -> None:
-            plc.fault = True
-            plc.move(2 * DISTANCE)
-            plc.scan()
-
-        served.call(fault_late)
+        served.call(lambda: plc.pass_by(fault=True))
         wait(lambda: 2 in box.outcomes)
         assert not plc.gate[2]
         assert box.outcomes[2].reason is Reason.NOT_PERMITTED
@@ -507,13 +505,7 @@ def test_without_echo_an_acknowledgement_between_two_looks_proves_nothing() -> N
         wait(lambda: box.path.health().ready)
         served.call(plc.trigger)
         wait(lambda: 1 in box.path._track.waiting and box.path._track.waiting[1].in_time)
-
-        def acknowledged_and_passed() -> None:
-            plc.fault = False
-            plc.move(2 * DISTANCE)
-            plc.scan()
-
-        served.call(acknowledged_and_passed)
+        served.call(lambda: plc.pass_by(fault=False))
         wait(lambda: 1 in box.outcomes)
         assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.NOT_PERMITTED)
 

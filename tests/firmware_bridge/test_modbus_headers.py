@@ -85,8 +85,19 @@ class Bench:
         self.fill(self.newest, self.count + distance)
         return self.newest
 
+    def see(self, distance: int = 100) -> int:
+        """A part at the photo-eye, whose trigger the box reads."""
+        part = self.trigger(distance)
+        self.cycle()
+        return part
+
     def decide(self, part: int, decision: Decision = Decision.ACCEPT) -> None:
         self.path.decide(Verdict(PartId(self.epoch, part), decision, SCORED[decision], 0.1, 0.5, "r"))
+
+    def prove(self, part: int, decision: Decision = Decision.ACCEPT) -> None:
+        """A decision that is written, and confirmed by a header before the decision point."""
+        self.decide(part, decision)
+        self.cycle(2)
 
     def slot(self, part: int) -> tuple[int, int]:
         """Part and decision that the box has written into the slot of a part."""
@@ -125,8 +136,7 @@ def test_a_missed_part_frees_no_slot_that_an_earlier_one_needs() -> None:
 def test_a_verdict_that_must_wait_holds_no_other_back_and_is_late_not_missing() -> None:
     bench = Bench()
     for _ in range(9):
-        bench.trigger()
-        bench.cycle()
+        bench.see()
     for part in (9, 1, 2):
         bench.decide(part)
     bench.cycle()
@@ -140,10 +150,8 @@ def test_a_verdict_that_must_wait_holds_no_other_back_and_is_late_not_missing() 
 
 def test_one_torn_count_settles_nothing() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
-    bench.decide(1)
-    bench.cycle(2)
+    bench.see()
+    bench.prove(1)
     bench.cycle(count=bench.count + 0x10000)
     assert not bench.outcomes
     bench.status |= r.FAULT
@@ -156,8 +164,7 @@ def test_one_torn_count_settles_nothing() -> None:
 @pytest.mark.parametrize("torn", [{"newest": 0}, {"newest": 0x1FFFF}, {"settled": 0x1FFFF}, {"epoch": 5}])
 def test_one_torn_header_changes_nothing(torn: dict[str, int]) -> None:
     bench = Bench(echoes=True)
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.cycle(**torn)
     bench.decide(1)
     bench.cycle()
@@ -203,8 +210,7 @@ def test_a_slot_that_stays_unfilled_is_refused_in_words() -> None:
 def test_a_plc_half_way_through_its_start_is_not_refused() -> None:
     bench = Bench()
     for _ in range(3):
-        bench.trigger()
-        bench.cycle()
+        bench.see()
     bench.epoch += 1
     bench.cycle()
     assert not bench.path.health().ready
@@ -212,16 +218,14 @@ def test_a_plc_half_way_through_its_start_is_not_refused() -> None:
     bench.cycle(2)
     assert bench.path.health().ready
     assert bench.path.health().epoch == EPOCH + 1
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     assert bench.triggers[-1].part_id == PartId(EPOCH + 1, 1)
 
 
 def test_an_epoch_that_counts_back_stays_refused_until_a_new_one() -> None:
     bench = Bench()
     for _ in range(3):
-        bench.trigger()
-        bench.cycle()
+        bench.see()
     bench.newest = 1
     bench.cycle(2)
     assert "must draw a new epoch" in bench.words()
@@ -236,8 +240,7 @@ def test_an_epoch_that_counts_back_stays_refused_until_a_new_one() -> None:
 
 def test_a_plc_that_stops_to_echo_blocks_no_slot_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(echoes=True)
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.count += 200
     bench.cycle(2)
     assert not bench.lost
@@ -249,8 +252,7 @@ def test_a_plc_that_stops_to_echo_blocks_no_slot_for_ever(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("asked", [Decision.REJECT, None])
 def test_a_part_that_passed_unasked_is_no_normal_part(asked: Decision | None) -> None:
     bench = Bench(echoes=True)
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     if asked:
         bench.decide(1, asked)
     bench.cycle()
@@ -264,10 +266,8 @@ def test_a_part_that_passed_unasked_is_no_normal_part(asked: Decision | None) ->
 
 def test_a_part_that_passes_a_gate_held_unasked_has_no_known_outcome() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
-    bench.decide(1, Decision.REJECT)
-    bench.cycle(2)
+    bench.see()
+    bench.prove(1, Decision.REJECT)
     bench.status |= r.INHIBITED
     bench.count += 200
     bench.cycle(2)
@@ -304,8 +304,7 @@ def test_a_count_that_goes_back_proves_nothing(behind: int) -> None:
     """The part is past its decision point without a decision; the belt rolls back a little, or a count is torn."""
     bench = Bench()
     bench.count = 200_000
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.count += 100
     bench.cycle()
     bench.decide(1)
@@ -319,10 +318,8 @@ def test_a_count_that_goes_back_proves_nothing(behind: int) -> None:
 
 def test_a_torn_count_does_not_unprove_a_decision_that_was_in_time() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
-    bench.decide(1)
-    bench.cycle(2)
+    bench.see()
+    bench.prove(1)
     bench.cycle(count=bench.count + 0x10000)
     bench.cycle()
     bench.count += 200
@@ -333,8 +330,7 @@ def test_a_torn_count_does_not_unprove_a_decision_that_was_in_time() -> None:
 def test_a_low_count_before_the_first_that_shows_the_point_passed_proves_nothing() -> None:
     bench = Bench()
     bench.count = 200_000
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.decide(1)
     bench.count += 200  # passed while the decision was written
     bench.cycle(count=200_000 - 65536)
@@ -342,41 +338,27 @@ def test_a_low_count_before_the_first_that_shows_the_point_passed_proves_nothing
     assert bench.lost == [1]
 
 
-def test_a_fault_seen_beside_the_decision_point_is_not_forgotten_when_the_count_goes_back() -> None:
+@pytest.mark.parametrize(("asked", "seen"), [(Decision.ACCEPT, r.FAULT), (Decision.REJECT, r.INHIBITED)])
+def test_what_was_seen_beside_the_decision_point_is_not_forgotten_when_the_count_goes_back(
+    asked: Decision, seen: int
+) -> None:
+    """A latched fault beside an ACCEPT, a gate held unasked beside a REJECT."""
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
-    bench.decide(1)
-    bench.cycle(2)
+    bench.see()
+    bench.prove(1, asked)
     bench.count += 100
-    bench.status |= r.FAULT
+    bench.status |= seen
     bench.cycle()
-    bench.status &= ~r.FAULT
+    bench.status &= ~seen
     bench.cycle(count=bench.count - 1)
     bench.cycle(3)
     assert 1 not in bench.outcomes
     assert bench.lost == [1]
 
 
-def test_a_gate_seen_held_beside_the_decision_point_is_not_forgotten_when_the_count_goes_back() -> None:
-    bench = Bench()
-    bench.trigger()
-    bench.cycle()
-    bench.decide(1, Decision.REJECT)
-    bench.cycle(2)
-    bench.count += 100
-    bench.status |= r.INHIBITED
-    bench.cycle()
-    bench.status &= ~r.INHIBITED
-    bench.cycle(count=bench.count - 1)
-    bench.cycle(3)
-    assert bench.lost == [1]
-
-
 def test_a_decision_written_while_the_count_goes_back_is_never_proven() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.count += 99
     bench.cycle()
     bench.decide(1)
@@ -389,8 +371,7 @@ def test_a_decision_written_while_the_count_goes_back_is_never_proven() -> None:
 
 def test_two_different_doubts_refuse_nobody_for_good() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.cycle(settled=0x1FFFF)
     bench.cycle(newest=0)
     assert not bench.path.health().ready
@@ -401,8 +382,7 @@ def test_two_different_doubts_refuse_nobody_for_good() -> None:
 
 def test_an_acknowledgement_on_a_doubtful_header_without_a_fault_is_void() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.path.ack()
     bench.cycle(newest=0)
     bench.status |= r.FAULT
@@ -412,8 +392,7 @@ def test_an_acknowledgement_on_a_doubtful_header_without_a_fault_is_void() -> No
 
 def test_an_echo_from_a_gate_held_unasked_is_no_reject() -> None:
     bench = Bench(echoes=True)
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.decide(1, Decision.REJECT)
     bench.cycle()
     bench.status |= r.INHIBITED
@@ -445,8 +424,7 @@ def test_a_trigger_stamped_after_the_headers_time_is_of_now() -> None:
 def test_a_torn_count_does_not_start_the_wait_for_an_echo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(track, "ECHO_LATE_NS", 50_000_000)
     bench = Bench(echoes=True)
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.cycle(count=bench.count + 0x10000)
     bench.cycle()
     time.sleep(0.06)
@@ -457,8 +435,7 @@ def test_a_torn_count_does_not_start_the_wait_for_an_echo(monkeypatch: pytest.Mo
 
 def test_an_outcome_slot_that_is_behind_is_read_again() -> None:
     bench = Bench(echoes=True)
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.decide(1)
     bench.settled = 1
     bench.cycle()
@@ -470,8 +447,7 @@ def test_an_outcome_slot_that_is_behind_is_read_again() -> None:
 
 def test_nothing_is_written_into_registers_that_may_be_another_machines() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.layout = 0x1234
     bench.wire.writes.clear()
     bench.cycle()
@@ -484,10 +460,8 @@ def test_nothing_is_written_into_registers_that_may_be_another_machines() -> Non
 
 def test_decisions_wait_while_the_plc_is_refused() -> None:
     bench = Bench()
-    bench.trigger()
-    bench.cycle()
+    bench.see()
     bench.newest = 0
     bench.cycle(2)
-    bench.decide(1)
-    bench.cycle(2)
+    bench.prove(1)
     assert bench.slot(1) == (0, 0)
