@@ -126,18 +126,18 @@ class ModbusPath:
 
     async def _cycle(self) -> None:
         track = self._track
-        if self._header is not None and self._refused is None and self._doubted is None:
-            await track.write_decisions()
         header = r.read_header(
             await self._wire.read(self._settings.plc_base, r.HEADER_WORDS), self._settings.word_order
         )
         read_ns = time.monotonic_ns()
+        if header.layout == r.LAYOUT:
+            track.note(header, read_ns)
         trusted = await self._trust(header)
         self._header = header
         if trusted:
+            await track.write_decisions()  # first: nothing else is as urgent
             await track.read_triggers(header, read_ns)
-            await track.settle(header)  # before new decisions: the header was read before they were written
-            await track.write_decisions()
+            await track.settle(header)
         if header.layout == r.LAYOUT:  # else these registers may be another machine's
             fault = self._box_fault(header)
             if trusted or not header.status & r.FAULT:

@@ -14,7 +14,7 @@ HEADER_WORDS, TRIGGER_WORDS, OUTCOME_WORDS, DECISION_WORDS = 16, 8, 6, 6
 TRIGGERS_AT, OUTCOMES_AT, ACK_AT, DECISIONS_AT = 16, 80, 3, 4
 PLC_WORDS = OUTCOMES_AT + SLOTS * OUTCOME_WORDS
 BOX_WORDS = DECISIONS_AT + SLOTS * DECISION_WORDS
-READY, PERMIT, FAULT, INHIBITED, ECHOES = (1 << bit for bit in range(5))
+READY, PERMIT, FAULT, INHIBITED = (1 << bit for bit in range(4))
 
 WordOrder = Literal["high_first", "low_first"]
 Words = Sequence[int]
@@ -96,7 +96,12 @@ def split(value: int, order: WordOrder) -> list[int]:
 
 def passed(count: int, deadline_count: int) -> bool:
     """Whether a wrapping 32-bit counter has reached the deadline."""
-    return (count - deadline_count) % 2**32 < 2**31
+    return difference(count, deadline_count) >= 0
+
+
+def difference(later: int, earlier: int) -> int:
+    """From one wrapping 32-bit value to another, signed."""
+    return (later - earlier + 2**31) % 2**32 - 2**31
 
 
 def _long(words: Words, order: WordOrder) -> int:

@@ -1,9 +1,7 @@
-"""The parts of one epoch between photo-eye and outcome: read their triggers, write their decisions, settle them.
+"""The parts of one epoch between photo-eye and outcome: read triggers, write decisions, hear outcomes.
 
-An outcome comes from the PLC's echo, or is inferred where it echoes none. Then ACCEPT must be proven: its registers
-were confirmed, a header read after that showed the decision point ahead, and belt and gate were as they must be then
-and in both headers that show the decision point passed. Two, because one torn read of a count proves nothing; for the
-same reason a part is doubted when a count goes back, and unknown where what was seen until then proves no ACCEPT.
+What became of a part is the PLC's word alone. One header may be torn, so what would cost a part its inspection or its
+outcome, or move its time, is believed when two headers agree.
 """
 
 from __future__ import annotations
@@ -21,6 +19,8 @@ from firmware_bridge.modbus.wire import Wire
 from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Verdict
 
 ECHO_LATE_NS = 2_000_000_000  # after its decision point a part without echo is given up
+PARTS_PER_CYCLE = 100  # missed, or lost: the heartbeat goes on however many there are
+CLOCK_MS = 1000  # between the clocks of PLC and box from one header to the next
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +29,10 @@ log = logging.getLogger(__name__)
 class Waiting:
     """A part without outcome."""
 
-    deadline_count: int | None = None  # None: its trigger was never read
+    deadline_count: int | None  # None: its trigger was never read
+    held: bool  # the gate was held unasked: a reject may have thrown nothing off
     asked: Verdict | None = None
-    written: bool = False  # the PLC has confirmed the decision's registers
-    in_time: bool = False  # and had not reached the decision point in a header read after that
-    permitted: bool = False  # by every header since the last before the decision point
-    held: bool = False  # the gate was held unasked in one of them
-    passed_ns: int | None = None  # first header that shows the decision point passed
-    doubted: bool = False  # a later header took that back
-    looked: bool = False  # its outcome slot held an older part
+    passed_ns: int | None = None  # first of the headers up to now that all show the decision point passed
 
 
 class Track:
@@ -54,9 +49,15 @@ class Track:
         self.epoch: int | None = None
         self.last_part = 0
         self.unfilled = 0  # a part that was counted before its slot held it
-        self._count: int | None = None  # of the header before
         self.waiting: dict[int, Waiting] = {}
         self.defied: str | None = None  # a part passed that was not to
+        self._inherited = 0  # newest part that an earlier life of the box may have asked for
+        self._settled = 0  # by the header before
+        self._judged = 0  # by two headers
+        self._given_up = 0
+        self._held = False  # the gate was held unasked since all parts had been read
+        self._offset_ms = 0  # from the PLC's clock to the box's, by the header before
+        self._clock_doubted = False  # that header was the first to say so
 
     def decide(self, verdict: Verdict) -> None:
         self._decided.append(verdict)
@@ -65,37 +66,54 @@ class Track:
         """Begin an epoch: what was on the belt in another one is lost."""
         for part in sorted(self.waiting):
             self._lose(part)
-        self.epoch, self.last_part, self.unfilled, self._count = epoch, last_part, 0, None
-        self.waiting = {part: Waiting() for part in unresolved}
+        self.epoch, self.last_part, self._inherited, self.unfilled = epoch, last_part, last_part, 0
+        self._settled = self._judged = self._given_up = 0
+        self.waiting = {part: Waiting(None, self._held) for part in unresolved}
+
+    def note(self, header: r.Header, read_ns: int) -> None:
+        """What counts in every header, be it trusted or not: its clock, and a gate held unasked."""
+        offset_ms = read_ns // 1_000_000 - header.now_ms
+        steady = abs(r.difference(offset_ms, self._offset_ms)) <= CLOCK_MS
+        self._offset_ms, self._clock_doubted = offset_ms, not steady and not self._clock_doubted
+        if self._holds(header):
+            self._held = True
+            for waiting in self.waiting.values():
+                waiting.held = True
 
     async def read_triggers(self, header: r.Header, read_ns: int) -> None:
-        for part in range(self.last_part + 1, header.newest + 1):
-            if header.newest - part >= r.SLOTS:
+        """Learn of the parts up to the newest; what this header leaves open is looked at again in the next."""
+        self._judged, self._settled = min(self._settled, header.settled), header.settled
+        if self._clock_doubted:
+            return
+        for part in range(self.last_part + 1, min(header.newest, self.last_part + PARTS_PER_CYCLE) + 1):
+            if part <= self._judged or header.newest - part >= r.SLOTS:
                 self._miss(part)
                 continue
+            if part <= header.settled:
+                return
             record = await read_slot(self._wire, self._settings, part)
             if record.part < part and not (part == self.unfilled and part < header.newest):
-                self.unfilled = part  # look again; the newest is waited for, and refused if it does not come
+                self.unfilled = part  # the newest is waited for, and refused if it does not come
                 return
-            if record.part != part or r.passed(header.count, record.deadline_count):
+            if record.part != part:
                 self._miss(part)
                 continue
+            age_ms = max(0, r.difference(header.now_ms, record.at_ms))  # below 0: stamped after the header's time
             self.last_part = part
-            self.waiting[part] = Waiting(record.deadline_count)
+            self.waiting[part] = Waiting(record.deadline_count, self._held)
             self._counters["triggers"] += 1
-            age_ms = (header.now_ms - record.at_ms) % 2**32
-            age_ns = age_ms * 1_000_000 if age_ms < 2**31 else 0  # stamped after the header's time
             self.on_trigger(
                 Trigger(
                     PartId(header.epoch, part),
                     record.count,
                     record.deadline_count,
                     record.at_ms * 1000 % 2**32,
-                    read_ns - age_ns,
+                    read_ns - age_ms * 1_000_000,
                     source="modbus",
                 )
             )
         self.unfilled = 0
+        self._held = self._holds(header) or (self._held and self.last_part < header.newest)
 
     async def write_decisions(self) -> None:
         """Write what may be written; the first decision for a part stands."""
@@ -113,34 +131,36 @@ class Track:
                 continue
             at = self._settings.box_base + r.DECISIONS_AT + r.DECISION_WORDS * r.slot(part)
             await self._wire.write(at, r.decision_words(verdict.part_id, verdict.decision, self._order))
-            waiting.written = True
             self._counters["decisions"] += 1
             self._unwritten.remove(verdict)
 
     async def settle(self, header: r.Header) -> None:
-        held = header.status & r.INHIBITED != 0 and not self._inhibit
-        steady = self._count is None or r.passed(header.count, self._count)
-        self._count = header.count
+        """Hear the outcomes. A part without echo is given up, and with it the missed ones before it."""
+        now_ns, most = time.monotonic_ns(), len(self.waiting)
         for part, waiting in sorted(self.waiting.items()):
-            passed = waiting.deadline_count is not None and r.passed(header.count, waiting.deadline_count)
-            again = passed and waiting.passed_ns is not None
-            if not passed:
-                waiting.doubted |= waiting.passed_ns is not None or (not steady and not waiting.in_time)
+            if most - len(self.waiting) >= PARTS_PER_CYCLE:
+                return
+            if part <= self._judged:
+                await self._hear(part, waiting, header)
+            elif waiting.deadline_count is None:
+                if part < self._given_up:
+                    self._lose(part)
+            elif not r.passed(header.count, waiting.deadline_count):
                 waiting.passed_ns = None
-            waiting.held = held or ((passed or waiting.doubted) and waiting.held)
-            if passed and not again:
-                waiting.passed_ns = time.monotonic_ns()
-            if not header.status & r.ECHOES:
-                self._infer(part, waiting, header, passed=passed, again=again)
-            elif part <= header.settled:
-                await self._read_outcome(part, waiting, header)
-            elif waiting.passed_ns is not None and time.monotonic_ns() - waiting.passed_ns > ECHO_LATE_NS:
-                self._give_up(part)
+            elif waiting.passed_ns is None:
+                waiting.passed_ns = now_ns
+            elif now_ns - waiting.passed_ns > ECHO_LATE_NS:
+                log.warning("no outcome of part %d: the PLC program must echo each part after its judgement", part)
+                self._given_up = part
+                self._lose(part)
+
+    def _holds(self, header: r.Header) -> bool:
+        return header.status & r.INHIBITED != 0 and not self._inhibit
 
     def _miss(self, part: int) -> None:
         """A part that passed unseen: the PLC rejected it by default; its outcome may still be read."""
         self.last_part = part
-        self.waiting[part] = Waiting()
+        self.waiting[part] = Waiting(None, self._held)
         self._counters["triggers_missed"] += 1
 
     def _slot_is_needed(self, part: int) -> bool:
@@ -150,70 +170,30 @@ class Track:
             for earlier, waiting in self.waiting.items()
         )
 
-    def _infer(self, part: int, waiting: Waiting, header: r.Header, *, passed: bool, again: bool) -> None:
-        permitted = header.status & r.PERMIT != 0 and not header.status & r.FAULT
-        if waiting.deadline_count is None:
-            self._lose(part)
-        elif not passed:
-            waiting.permitted = permitted and (waiting.permitted or not waiting.doubted)
-            waiting.in_time |= waiting.written and not waiting.doubted
-        else:
-            waiting.permitted &= permitted
-            unproven = waiting.doubted and not (waiting.in_time and waiting.permitted)
-            if again and (waiting.held or unproven):
-                self._lose(part)
-            elif again:
-                self._settled(part, *_inferred(waiting), waiting.deadline_count)
-
-    async def _read_outcome(self, part: int, waiting: Waiting, header: r.Header) -> None:
-        if header.settled - part >= r.SLOTS:
+    async def _hear(self, part: int, waiting: Waiting, header: r.Header) -> None:
+        if self._judged - part >= r.SLOTS:
             self._lose(part)
             return
         at = self._settings.plc_base + r.OUTCOMES_AT + r.OUTCOME_WORDS * r.slot(part)
         record = r.read_outcome(await self._wire.read(at, r.OUTCOME_WORDS), self._order)
-        if record.part < part and not waiting.looked:
-            waiting.looked = True
-            return
         decision = r.DECISION_OF.get(record.decision)
         if record.part != part or decision is None or (waiting.held and decision is not Decision.ACCEPT):
             self._lose(part)
             return
+        asked = waiting.asked
+        as_asked = asked is not None and asked.decision is decision
         gate_free = not header.status & r.INHIBITED and not waiting.held
-        asked, defied = waiting.asked, decision is Decision.ACCEPT and gate_free
-        if defied and (asked is None or asked.decision is not Decision.ACCEPT):
+        if decision is Decision.ACCEPT and not as_asked and gate_free and part > self._inherited:
             self._counters["passed_unasked"] += 1
             self.defied = f"the PLC let part {part} pass that was not to: its program must look at slot, part and check"
             log.error("%s", self.defied)
-        reason = r.REASON_OF.get(record.reason)
-        if reason is None:
-            reason = asked.reason if asked else Reason.OUTCOME_UNKNOWN
-        self._settled(part, decision, reason, record.count)
-
-    def _give_up(self, part: int) -> None:
-        log.warning("the PLC echoes outcomes, but none for part %d: its slot is free again", part)
-        for earlier, waiting in sorted(self.waiting.items()):
-            if earlier == part or (earlier < part and waiting.deadline_count is None):
-                self._lose(earlier)
-
-    def _settled(self, part: int, decision: Decision, reason: Reason, count: int) -> None:
-        waiting = self.waiting.pop(part)
+        reason = r.REASON_OF.get(record.reason, asked.reason if asked and as_asked else Reason.OUTCOME_UNKNOWN)
+        del self.waiting[part]
         self._counters["outcomes"] += 1
-        self.on_outcome(
-            Outcome(PartId(self.epoch or 0, part), decision, reason, count, recovered=waiting.deadline_count is None)
-        )
+        recovered = waiting.deadline_count is None
+        self.on_outcome(Outcome(PartId(header.epoch, part), decision, reason, record.count, recovered))
 
     def _lose(self, part: int) -> None:
-        self.waiting.pop(part, None)
+        del self.waiting[part]
         self._counters["outcomes_unknown"] += 1
         self.on_lost(PartId(self.epoch or 0, part))
-
-
-def _inferred(waiting: Waiting) -> tuple[Decision, Reason]:
-    asked = waiting.asked
-    if asked is None:
-        return Decision.FAULT, Reason.NO_VERDICT
-    if asked.decision is Decision.ACCEPT and not waiting.permitted:
-        return Decision.REJECT, Reason.NOT_PERMITTED
-    if asked.decision is Decision.ACCEPT and not waiting.in_time:
-        return Decision.REJECT, Reason.LATE
-    return asked.decision, asked.reason

@@ -36,11 +36,9 @@ COUNTS_PER_SCAN = 4  # the belt moves with the PLC's scan: a machine that stalls
 class Plc:
     """A plant's tracking PLC: 400 holding registers and a scan of a few milliseconds. The server's loop owns it."""
 
-    def __init__(
-        self, epoch: int = 77, *, echoes: bool = True, order: Any = "high_first", silence_s: float = PATIENCE_S
-    ) -> None:
+    def __init__(self, epoch: int = 77, *, order: Any = "high_first", silence_s: float = PATIENCE_S) -> None:
         self.memory = [0] * 400
-        self.order, self.echoes, self.silence_s = order, echoes, silence_s
+        self.order, self.silence_s = order, silence_s
         self.mute = False
         self.holds_gate: bool | None = None  # status bit 3; None: as the box asks
         self.count = 2**32 - 100  # of the encoder; it wraps soon
@@ -82,9 +80,8 @@ class Plc:
             if r.passed(self.count, deadline):
                 self.decide(part, deadline)
 
-    def pass_by(self, *, fault: bool) -> None:
-        """All at once: the fault changes and everything on the belt passes the gate."""
-        self.fault = fault
+    def pass_by(self) -> None:
+        """All at once everything on the belt passes the gate."""
         self.move(2 * DISTANCE)
         self.scan()
 
@@ -98,14 +95,16 @@ class Plc:
         decision, reason = (words[4], 1) if fits else (3, 3)
         if fits and words[4] == 1 and self.fault:
             decision, reason = 3, 4
+        if self.holds_gate and not self.gate[part]:
+            decision = 0
         at = 80 + 6 * (part % 8)
         self.memory[at : at + 6] = [*r.split(part, self.order), decision, reason, *r.split(deadline, self.order)]
-        self.settled = part if self.echoes else 0
+        self.settled = part
 
     def header(self) -> list[int]:
         status = r.READY | (0 if self.fault else r.PERMIT) | (r.FAULT if self.fault else 0)
         holds_gate = self.memory[BOX + FLAGS] & 1 if self.holds_gate is None else self.holds_gate
-        status |= (r.ECHOES if self.echoes else 0) | (r.INHIBITED if holds_gate else 0)
+        status |= r.INHIBITED if holds_gate else 0
         longs = (self.epoch, self.count, now_ms(), self.newest, self.settled)
         return [0xB171, status, 5 if self.fault else 0, *(w for value in longs for w in r.split(value, self.order))]
 
@@ -343,9 +342,8 @@ def start_belt(box: Box) -> None:
 
 
 @pytest.mark.parametrize("order", ["high_first", "low_first"])
-@pytest.mark.parametrize("echoes", [True, False])
-def test_each_part_gets_its_own_decision_over_tcp(order: str, echoes: bool) -> None:
-    plc = Plc(epoch=0xDEADBEEF, echoes=echoes, order=order)
+def test_each_part_gets_its_own_decision_over_tcp(order: str) -> None:
+    plc = Plc(epoch=0xDEADBEEF, order=order)
     with tcp(plc) as (served, box):
         start_belt(box)
         for _ in range(12):
@@ -360,9 +358,8 @@ def test_each_part_gets_its_own_decision_over_tcp(order: str, echoes: bool) -> N
         assert abs(first.at_ns / 1e6 - plc.seen_ms[1]) < 100
 
 
-@pytest.mark.parametrize("echoes", [True, False])
-def test_more_parts_than_slots_between_photo_eye_and_gate(echoes: bool) -> None:
-    plc = Plc(echoes=echoes)
+def test_more_parts_than_slots_between_photo_eye_and_gate() -> None:
+    plc = Plc()
     with tcp(plc) as (served, box):
         start_belt(box)
         for _ in range(30):
@@ -420,9 +417,8 @@ def test_a_serial_port_that_returns_is_found_within_two_seconds(tmp_path: Path) 
         assert plc.gate[1]
 
 
-@pytest.mark.parametrize("echoes", [True, False])
-def test_no_decision_means_reject(echoes: bool) -> None:
-    plc = Plc(echoes=echoes)
+def test_no_decision_means_reject() -> None:
+    plc = Plc()
     with tcp(plc) as (served, box):
         start_belt(box)
         box.deciding = False
@@ -432,82 +428,29 @@ def test_no_decision_means_reject(echoes: bool) -> None:
         assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.FAULT, Reason.NO_VERDICT)
 
 
-def test_a_late_accept_is_not_believed_without_echo() -> None:
-    plc = Plc(echoes=False)
+def test_a_late_accept_and_one_without_permit_are_journalled_as_rejected() -> None:
+    plc = Plc()
     with tcp(plc) as (served, box):
+        wait(lambda: box.path.health().ready)
+        served.call(plc.trigger)
+        wait(lambda: 1 in box.outcomes)
+        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.FAULT, Reason.HEARTBEAT_LOST)
         start_belt(box)
         box.deciding = False
 
         def belt_is_faster(address: int) -> None:
             if address >= BOX + r.DECISIONS_AT:
-                plc.pass_by(fault=plc.fault)
+                plc.pass_by()
 
+        served.call(plc.trigger)
+        served.call(plc.trigger)
+        wait(lambda: len(box.triggers) == 3)
         plc.before_write = belt_is_faster
-        served.call(plc.trigger)
-        wait(lambda: box.triggers)
-        box.path.decide(verdict(PartId(plc.epoch, 1)))
-        wait(lambda: 1 in box.outcomes)
-        assert not plc.gate[1]
-        assert plc.memory[BOX + r.DECISIONS_AT + r.DECISION_WORDS + 4] == 1, "the ACCEPT was written, but too late"
-        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.LATE)
-
-
-def test_an_accept_written_after_the_header_was_read_is_not_in_time() -> None:
-    plc = Plc(echoes=False)
-    with tcp(plc) as (served, box):
-        start_belt(box)
-        box.deciding = False
-        served.call(plc.trigger)
-        wait(lambda: box.triggers)
-        read, undecided = box.path._wire.read, [PartId(plc.epoch, 1)]
-
-        async def decide_then(address: int, count: int) -> list[int]:
-            words = await read(address, count)
-            if address == 0 and undecided:
-                box.path.decide(verdict(undecided.pop()))
-            return words
-
-        def belt_is_faster(address: int) -> None:
-            if address >= BOX + r.DECISIONS_AT:
-                plc.pass_by(fault=plc.fault)
-
-        plc.before_write = belt_is_faster
-        box.path._wire.read = decide_then  # type: ignore[method-assign]
-        wait(lambda: 1 in box.outcomes)
-        assert not plc.gate[1]
-        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.LATE)
-
-
-def test_without_echo_nothing_counts_as_passed_while_the_fault_is_latched() -> None:
-    plc = Plc(echoes=False)
-    with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
-        served.call(plc.trigger)
-        wait(lambda: 1 in box.outcomes and 1 in plc.gate)
-        assert not plc.gate[1]
-        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.NOT_PERMITTED)
-        start_belt(box)
-        box.deciding = False
-        served.call(plc.trigger)
-        wait(lambda: len(box.triggers) == 2)
-        box.path.decide(Verdict(PartId(plc.epoch, 2), Decision.ACCEPT, Reason.SCORE_BELOW_THRESHOLD, 0.1, 0.5, "r"))
-        wait(lambda: box.path.health().counters.get("decisions") == 2)
-        wait(lambda: box.path._track.waiting[2].in_time)
-        served.call(lambda: plc.pass_by(fault=True))
-        wait(lambda: 2 in box.outcomes)
-        assert not plc.gate[2]
-        assert box.outcomes[2].reason is Reason.NOT_PERMITTED
-
-
-def test_without_echo_an_acknowledgement_between_two_looks_proves_nothing() -> None:
-    plc = Plc(echoes=False)
-    with tcp(plc) as (served, box):
-        wait(lambda: box.path.health().ready)
-        served.call(plc.trigger)
-        wait(lambda: 1 in box.path._track.waiting and box.path._track.waiting[1].in_time)
-        served.call(lambda: plc.pass_by(fault=False))
-        wait(lambda: 1 in box.outcomes)
-        assert (box.outcomes[1].decision, box.outcomes[1].reason) == (Decision.REJECT, Reason.NOT_PERMITTED)
+        box.path.decide(verdict(PartId(plc.epoch, 3)))
+        wait(lambda: 3 in box.outcomes)
+        assert not any(plc.gate.values())
+        assert plc.memory[BOX + r.DECISIONS_AT + 3 * r.DECISION_WORDS + 4] == 1, "the ACCEPT was written, but too late"
+        assert (box.outcomes[3].decision, box.outcomes[3].reason) == (Decision.FAULT, Reason.NO_VERDICT)
 
 
 def test_a_slot_that_was_overwritten_while_it_was_read_is_a_missed_trigger() -> None:
@@ -782,9 +725,12 @@ def test_a_gate_that_is_not_as_asked_is_not_ready(inhibit: bool, fault: str) -> 
 def test_a_gate_held_unasked_stops_the_belt() -> None:
     """Nothing would be rejected: it must not run on."""
     plc = Plc(silence_s=SILENCE_S)
-    with tcp(plc) as (_, box):
+    with tcp(plc) as (served, box):
         start_belt(box)
+        box.deciding = False
         plc.holds_gate = True
+        served.call(plc.trigger)
+        wait(lambda: box.lost == [PartId(plc.epoch, 1)])
         wait(lambda: plc.fault, timeout_s=2)
         assert plc.memory[BOX + BOX_FAULT] == 4
         wait(lambda: not box.path.health().permit)
