@@ -38,7 +38,7 @@ from compile.evidence import Interval, TestRow
 from compile.features import load_pictures
 from compile.job import FIT_STEPS, Settings
 from compile.methods.patchcore import BANK, NEIGHBOURS, POOL
-from compile.methods.registry import find_method
+from compile.methods.registry import Samples, find_method
 from compile.metrics import Difference, paired_difference, paired_pixel_difference
 from compile.onnx_session import open_session
 from compile.parity import Scored, score_all
@@ -157,7 +157,7 @@ def _patchcore(
     plan = plan_split(groups, settings.target_false_reject or DEFAULT_TARGET, settings.seed)
     learned = good if plan.cross_fitted else good[plan.folds[0][0]]
     maps = _maps(trunk, learned)
-    head = method.head(method.fit(maps, settings.seed, None, None), maps, (side, side))
+    head = method.head(method.fit(Samples(maps), settings.seed, None, None), maps, (side, side))
     return score_maps(head, _maps(trunk, test))
 
 

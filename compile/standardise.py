@@ -61,24 +61,26 @@ class Standardised(nn.Module):
         found: Tensor = getattr(self, f"deviation_{hierarchy}")
         return found
 
+    def count(self, hierarchy: int, found: Tensor) -> Tensor:
+        """Count a map of the model's in deviations."""
+        return ((found - self.mean(hierarchy)) / self.deviation(hierarchy) + BASE).clamp(min=0)
+
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(
-            ((found - self.mean(i)) / self.deviation(i) + BASE).clamp(min=0)
-            for i, found in enumerate(self.model(features))
-        )
+        return tuple(self.count(i, found) for i, found in enumerate(self.model(features)))
 
 
 @torch.no_grad()
 def measure_spread(model: nn.Module, features: Sequence[NDArray[Any]]) -> Spread:
     """Measure the maps of good pictures, given as one array [n, C, h, w] of trunk maps per hierarchy."""
     count = features[0].shape[0]
-    sums = [torch.zeros(1, dtype=torch.float64)] * len(features)
-    squares = list(sums)
+    sums: list[Tensor] = []
+    squares: list[Tensor] = []
     for start in range(0, count, 16):
         chunk = [torch.from_numpy(np.asarray(f[start : start + 16], np.float32)) for f in features]
-        for i, found in enumerate(model(chunk)):
-            sums[i] = sums[i] + found.double().sum(0)
-            squares[i] = squares[i] + found.double().square().sum(0)
+        found = [each.double() for each in model(chunk)]
+        nothing = [torch.zeros(1, dtype=torch.float64)] * len(found)
+        sums = [before + each.sum(0) for before, each in zip(sums or nothing, found, strict=True)]
+        squares = [before + each.square().sum(0) for before, each in zip(squares or nothing, found, strict=True)]
     return Spread(count, sums, squares)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ from compile.backbone import Trunk
 from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, read_data, read_image
 from compile.evaluate import load_masks
 from compile.export import export
-from compile.features import Features, load_pictures
+from compile.features import Features, load_pictures, on_disk
 from compile.job import MAP_LIMIT, Progress
+from compile.methods.registry import Samples
 from compile.metrics import MaskRule, Masks
+from compile.pseudo_defects import paint_pictures, wanted
 from edge.bundle import Input
 
+PAINT_SEED = 0
 RULES: tuple[MaskRule, ...] = ("paper_nonzero", "half")
 Maps = dict[int, NDArray[np.float32]]  # stride -> [n, C, h, w]
 
@@ -31,6 +35,8 @@ class Labelled:
     name: str
     size: int
     train: Maps  # of good pictures
+    painted: Maps  # of good pictures with painted defects; empty where no method wants them
+    covered: NDArray[np.float32] | None  # where they are painted
     test: Maps
     images: list[LabelledImage]  # of the test
     pictures: NDArray[np.uint8]  # [n, size, size, 3], of the test
@@ -44,6 +50,11 @@ class Labelled:
     @property
     def map_side(self) -> int:
         return min(MAP_LIMIT, self.size // 2)
+
+    def samples(self, strides: Sequence[int]) -> Samples:
+        """What a method of these strides is fitted on."""
+        painted = [self.painted[stride] for stride in strides] if self.painted else []
+        return Samples([self.train[stride] for stride in strides], painted, self.covered)
 
 
 def map_names(strides: Sequence[int]) -> list[str]:
@@ -71,7 +82,7 @@ def read_labelled(folder: Path, progress: Progress) -> DataSet:
 
 
 def load_labelled(
-    data: DataSet, size: int, trunk: onnx.ModelProto, work: Path, *, threads: int, progress: Progress
+    data: DataSet, size: int, trunk: onnx.ModelProto, work: Path, *, paint: bool, threads: int, progress: Progress
 ) -> Labelled:
     """Compute the trunk maps of a data set, once for all methods.
 
@@ -80,6 +91,7 @@ def load_labelled(
         size: side of the graph's input.
         trunk: as `export_trunk` makes it for this size.
         work: an empty scratch folder.
+        paint: whether to paint defects on good pictures, for the methods that learn from them.
         threads: of the trunk.
         progress: told what is done.
 
@@ -97,17 +109,19 @@ def load_labelled(
         (work / part).mkdir()
         pictures[part], kept[part], others = load_pictures(files, spec, work / part / "pictures.bin")
         skipped += others
+    covered = None
+    if paint:
+        (work / "painted").mkdir()
+        shape = (wanted(len(pictures["train"])), size, size, 3)
+        pictures["painted"] = on_disk(work / "painted" / "pictures.bin", np.dtype(np.uint8), shape)
+        covered = paint_pictures(
+            pictures["train"], pictures["painted"], PAINT_SEED, partial(progress, f"{name}: paint")
+        )
+    for part, each in pictures.items():
         features = Features(work / part, ["float"])
-        if len(pictures[part]):
-            step = f"{name}: {part} maps"
-            features.extract(
-                "float",
-                trunk,
-                pictures[part],
-                exact=False,
-                threads=threads,
-                tick=lambda done, of, step=step: progress(step, done, of),  # type: ignore[misc]
-            )
+        if len(each):
+            tick = partial(progress, f"{name}: {part} maps")
+            features.extract("float", trunk, each, exact=False, threads=threads, tick=tick)
         strides = [int(value.name.removeprefix("maps_")) for value in trunk.graph.output]
         maps[part] = dict(zip(strides, features.maps, strict=False))
     images = [data.test[i] for i in kept["test"]]
@@ -115,7 +129,18 @@ def load_labelled(
     side = min(MAP_LIMIT, size // 2)
     masks: dict[MaskRule, Masks] = {rule: load_masks(images, side, rule) for rule in RULES}
     remarks = _remarks(data, images, masks["half"], [f"skipped {item.path}: {item.reason}" for item in skipped])
-    return Labelled(name, size, maps["train"], maps["test"], images, pictures["test"], masks, remarks)
+    return Labelled(
+        name,
+        size,
+        maps["train"],
+        maps.get("painted", {}),
+        covered,
+        maps["test"],
+        images,
+        pictures["test"],
+        masks,
+        remarks,
+    )
 
 
 def check_kinds(folder: Path, images: Sequence[LabelledImage]) -> None:

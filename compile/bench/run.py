@@ -103,7 +103,15 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     results = Results(wanted, [], [], {}, {})
     for each in sets:
         with tempfile.TemporaryDirectory(prefix="beltline-bench-") as name:
-            data = load_labelled(each, wanted.size, trunks[union], Path(name), threads=threads, progress=progress)
+            data = load_labelled(
+                each,
+                wanted.size,
+                trunks[union],
+                Path(name),
+                paint=any(method.painted for method in methods.values()),
+                threads=threads,
+                progress=progress,
+            )
             _compare_on(data, methods, trunks, Path(name), results, progress=progress)
     return results
 
@@ -149,12 +157,12 @@ def _named(progress: Progress, step: str, _: str, done: int, of: int) -> None:
 
 def _fit(method: Method, data: Labelled, seed: int, steps: int | None, progress: Progress) -> tuple[AnomalyHead, float]:
     """Give the head, and the seconds that its fit took."""
-    maps = [data.train[stride] for stride in method.strides]
+    samples = data.samples(method.strides)
     started = time.monotonic()
     with one_thread():
-        model = method.fit(maps, seed, steps, progress)
+        model = method.fit(samples, seed, steps, progress)
     taken = time.monotonic() - started
-    return method.head(model, maps, (data.map_side, data.map_side)), taken
+    return method.head(model, samples.good, (data.map_side, data.map_side)), taken
 
 
 def _on_disk(scored: Scored, file: Path) -> Scored:

@@ -17,6 +17,8 @@ from compile.anomaly_graph import AnomalyHead
 from compile.features import Rows
 from compile.job import FIT_STEPS, Progress
 from compile.methods.grnr import fit_grnr
+from compile.methods.inp_former_pp_fit import fit_inp_former_pp
+from compile.methods.lite_groups import STRIDES
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
 from compile.methods.pnpt_fit import fit_pnpt
@@ -27,8 +29,26 @@ from compile.standardise import Standardised, measure_spread
 from edge.errors import BeltlineError
 
 FOLDS = 5  # of VarAD's cross-fit
-Maps = Sequence[NDArray[Any]]  # of good pictures: one [n, C, h, w] per stride of the method
-Fit = Callable[[Maps, int, int | None, Progress | None], nn.Module]  # maps, seed, steps at most, progress
+Maps = Sequence[NDArray[Any]]  # one [n, C, h, w] per stride of the method
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a method is fitted on.
+
+    Args:
+        good: maps of good pictures.
+        painted: of pictures with painted defects, for a method that asks for them.
+        covered: float32 [m, H / 4, W / 4], the share of each cell that is painted.
+
+    """
+
+    good: Maps
+    painted: Maps = ()
+    covered: NDArray[np.float32] | None = None
+
+
+Fit = Callable[[Samples, int, int | None, Progress | None], nn.Module]  # samples, seed, steps at most, progress
 
 
 class UnknownMethodError(BeltlineError):
@@ -41,10 +61,11 @@ class Method:
 
     Args:
         title: for people.
-        fit: good pictures' maps to the model, in eval mode.
+        fit: samples to the model, in eval mode.
         strides: of the trunk, whose maps it takes.
         top: share of the map's pixels whose mean is the score; not for a model with its own image score.
         smoothing: standard deviation of the Gaussian over the map, pixels of the map.
+        painted: whether it learns from painted defects, too.
 
     """
 
@@ -53,6 +74,7 @@ class Method:
     strides: tuple[int, ...] = (8, 16)
     top: float = 0.01
     smoothing: float = 0.0
+    painted: bool = False
 
     @torch.no_grad()
     def head(self, model: nn.Module, maps: Maps, map_size: tuple[int, int]) -> AnomalyHead:
@@ -74,13 +96,14 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _fit_patchcore(maps: Maps, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+def _fit_patchcore(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     del steps  # it takes none
-    return fit_patchcore(maps, seed=seed, progress=progress).eval()
+    return fit_patchcore(samples.good, seed=seed, progress=progress).eval()
 
 
-def _fit_varad(maps: Maps, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+def _fit_varad(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     """Fit as `beltline compile` does, each picture a part: where they are few, folds measure the spread held out."""
+    maps = samples.good
     count = maps[0].shape[0]
     everything = np.arange(count)
     folds = kfold(everything, FOLDS, seed) if count < FEW_PARTS else []
@@ -102,21 +125,32 @@ def _rows(maps: Maps, rows: NDArray[np.int64]) -> Maps:
     return [cast("NDArray[Any]", Rows(each, rows)) for each in maps]
 
 
-def _fit_grnr(maps: Maps, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+def _fit_grnr(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     """Fit nothing: the paper's form, which looks at no good picture."""
     del steps
-    return fit_grnr([each[:0] for each in maps], seed=seed, progress=progress).eval()
+    return fit_grnr([each[:0] for each in samples.good], seed=seed, progress=progress).eval()
 
 
-def _fit_pnpt(maps: Maps, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+def _fit_pnpt(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     """Fit one class, so that there is one template to take."""
-    classes = np.zeros(maps[0].shape[0], np.int64)
-    return fit_pnpt(maps, classes, seed=seed, select="nearest", progress=progress, steps=steps or PNPT_STEPS)
+    classes = np.zeros(samples.good[0].shape[0], np.int64)
+    return fit_pnpt(samples.good, classes, seed=seed, select="nearest", progress=progress, steps=steps or PNPT_STEPS)
+
+
+def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    assert samples.covered is not None
+    return fit_inp_former_pp(samples.good, samples.painted, samples.covered, seed=seed, steps=steps, progress=progress)
 
 
 METHODS: dict[str, Method] = {
     "patchcore": Method("PatchCore: greedy memory bank, eq. 7", _fit_patchcore, smoothing=BLUR_SIGMA),
     "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
     "pnpt": Method("PNPT-style, one class", _fit_pnpt),
+    "patchcore-32": Method(
+        "PatchCore with stride 32 too, the taps of inp-former-pp", _fit_patchcore, STRIDES, smoothing=BLUR_SIGMA
+    ),
+    "inp-former-pp": Method(
+        "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
+    ),
     "varad": Method("VarAD, lightweight, in deviations of good parts", _fit_varad),
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compile.bench.figures import FIGURES, IMAGE, PIXEL, compare_images, compare_pixels, estimate
+from compile.bench.run import Wanted, run_bench
 from compile.methods.registry import METHODS, Method
 from compile.metrics import pixel_metrics
 from compile.parity import Scored
@@ -30,9 +31,36 @@ class Loudness(nn.Module):
         return ((features[0] - self.like).abs().mean(1),)
 
 
-def fit_loudness(maps, seed, steps, progress) -> Loudness:
-    chosen = np.random.default_rng(seed).integers(0, maps[0].shape[0])
-    return Loudness(torch.from_numpy(np.array(maps[0][chosen])))
+def fit_loudness(samples, seed, steps, progress) -> Loudness:
+    chosen = np.random.default_rng(seed).integers(0, samples.good[0].shape[0])
+    return Loudness(torch.from_numpy(np.array(samples.good[0][chosen])))
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+def test_a_method_that_learns_from_painted_defects_is_given_some(mvtec: Path, monkeypatch) -> None:
+    given = []
+
+    def fit(samples, seed, steps, progress) -> Loudness:
+        given.append(samples)
+        return fit_loudness(samples, seed, steps, progress)
+
+    monkeypatch.setitem(METHODS, "loudness", Method("loudness", fit, strides=(16,), top=0.0, painted=True))
+    monkeypatch.setitem(METHODS, "quiet", Method("loudness", fit, strides=(16,), top=0.0))
+    monkeypatch.setattr("compile.bench.data.wanted", lambda good: good + 3)
+    run_bench(Wanted([mvtec], ["loudness", "quiet"], size=128), lambda *_: None)
+    assert len(given) == 2
+    for samples in given:
+        assert samples.good[0].shape == (20, 112, 8, 8)
+        assert samples.painted[0].shape == (23, 112, 8, 8)
+        assert samples.covered.shape == (23, 32, 32)
+        assert 0 < samples.covered.mean() < 0.5
+        good = samples.good[0][0]
+        there = samples.painted[0][0]
+        changed = np.abs(there - good).mean(0)
+        hidden = samples.covered[0].reshape(8, 4, 8, 4).mean((1, 3)) > 0.5
+        if hidden.any():
+            assert changed[hidden].mean() > changed[~hidden].mean()
 
 
 @pytest.mark.slow
@@ -100,7 +128,10 @@ def refused(capsys, *arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        (["--methods", "patchcore,sam"], "--methods: no method 'sam'. There are: patchcore, grnr, pnpt, varad"),
+        (
+            ["--methods", "patchcore,sam"],
+            "--methods: no method 'sam'. There are: patchcore, grnr, pnpt, patchcore-32, inp-former-pp, varad",
+        ),
         (["--methods", ","], "--methods: give at least one"),
         (["--methods", "varad,patchcore,varad"], "--methods: 'varad' was given twice"),
         (["--size", "100"], "--size 100: give a multiple of 32 from 128 to 1024"),
