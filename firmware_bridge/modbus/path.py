@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from firmware_bridge.modbus import registers as r
 from firmware_bridge.modbus.look import wrong_map
-from firmware_bridge.modbus.settings import ModbusSettings
+from firmware_bridge.modbus.settings import HEARTBEAT_MS, ModbusSettings
 from firmware_bridge.modbus.track import Track
 from firmware_bridge.modbus.wire import Wire, WireError
 from firmware_bridge.parts import Outcome, PartId, Trigger, Verdict
 from firmware_bridge.reject_path import Memory, PathHealth
 
-HEARTBEAT_NS = 100_000_000
+HEARTBEAT_NS = HEARTBEAT_MS * 1_000_000
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 1.0
 ACK_VOID_NS = 1_000_000_000  # a person's word for the belt as it is now, not for whenever the wire is back
 FAILURES_TO_RECONNECT = 3
@@ -72,21 +72,20 @@ class ModbusPath:
         raise RuntimeError("the gate belongs to the plant's PLC: cycle it there")
 
     def health(self) -> PathHealth:
-        header = self._header
+        header = self._header if self._thread.is_alive() else None
         status = header.status if header else 0
         inhibited = bool(status & r.INHIBITED)
         as_asked = inhibited == self._inhibit
-        refused, defied = self._refused, self._track.defied
+        refused = self._refused
         faults = [refused[1]] if refused else []
         if header and not refused and not as_asked:
             faults.append(_NOT_CONFIRMED if self._inhibit else _HELD)
         if header and status & r.FAULT:
             faults.append(f"the PLC has latched its fault {header.fault_code}")
-        if defied:
-            faults.append(defied)
+        faults += [words for words in (self._track.silent, self._track.defied) if words]
         known = header is not None and header.epoch == self._track.epoch
         return PathHealth(
-            connected=header is not None and self._thread.is_alive(),
+            connected=header is not None,
             ready=bool(status & r.READY) and known and refused is None and as_asked,
             permit=bool(status & r.PERMIT),
             fault="; ".join(faults) or self._problem,
@@ -118,31 +117,31 @@ class ModbusPath:
                 failures = 0
                 self._problem = None
             except WireError as error:
-                self._note(error)
                 failures += 1
                 if failures >= FAILURES_TO_RECONNECT:
                     raise
+                self._note(error)
             await asyncio.sleep(self._settings.poll_ms / 1000)
 
     async def _cycle(self) -> None:
         track = self._track
-        header = r.read_header(
-            await self._wire.read(self._settings.plc_base, r.HEADER_WORDS), self._settings.word_order
-        )
+        length = r.HEADER_WORDS + self._counters["no_answer"] % r.HEADER_LENGTHS  # a late answer has another one
+        header = r.read_header(await self._wire.read(self._settings.plc_base, length), self._settings.word_order)
         read_ns = time.monotonic_ns()
         if header.layout == r.LAYOUT:
             track.note(header, read_ns)
         trusted = await self._trust(header)
-        self._header = header
+        first, self._header = self._header is None, header
+        if header.layout == r.LAYOUT and (trusted or not first):  # else these registers may be another machine's
+            fault = self._box_fault(header)
+            await self._beat(fault)
+            if trusted or not header.status & r.FAULT:
+                await self._acknowledge(header, fault)
         if trusted:
+            track.until_ns = self._next_heartbeat_ns  # what is left is done after another header
             await track.write_decisions()  # first: nothing else is as urgent
             await track.read_triggers(header, read_ns)
             await track.settle(header)
-        if header.layout == r.LAYOUT:  # else these registers may be another machine's
-            fault = self._box_fault(header)
-            if trusted or not header.status & r.FAULT:
-                await self._acknowledge(header, fault)
-            await self._beat(fault)
 
     async def _trust(self, header: r.Header) -> bool:
         """Whether to act on this header. What is wrong in one may be torn or half-way, in two it is refused."""
@@ -189,7 +188,8 @@ class ModbusPath:
             return False
         known = self._memory.knows_epoch(header.epoch)
         last = self._memory.last_part(header.epoch) if known else header.newest
-        self._track.enter(header.epoch, last, self._memory.unresolved(header.epoch))
+        oldest = min(self._memory.unresolved(header.epoch), default=last + 1)
+        self._track.enter(header.epoch, last, range(oldest, last + 1))  # with those whose trigger was missed
         return True
 
     def _box_fault(self, header: r.Header) -> int:
@@ -205,10 +205,10 @@ class ModbusPath:
         now_ns = time.monotonic_ns()
         if now_ns < self._next_heartbeat_ns:
             return
-        self._next_heartbeat_ns = now_ns + HEARTBEAT_NS
         if fault == OK:
             self._heartbeat = (self._heartbeat + 1) % 2**16
         await self._wire.write(self._settings.box_base, [self._heartbeat, fault, int(self._inhibit)])
+        self._next_heartbeat_ns = now_ns + HEARTBEAT_NS
 
     async def _acknowledge(self, header: r.Header, fault: int) -> None:
         """Change the register once, from whatever the PLC holds: no restart of either side looks like a person.

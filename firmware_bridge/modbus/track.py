@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from firmware_bridge.modbus import registers as r
@@ -21,6 +21,7 @@ from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Ve
 ECHO_LATE_NS = 2_000_000_000  # after its decision point a part without echo is given up
 PARTS_PER_CYCLE = 100  # missed, or lost: the heartbeat goes on however many there are
 CLOCK_MS = 1000  # between the clocks of PLC and box from one header to the next
+CLOCK_HEADERS = 4  # whose times all disagree: the clock runs wild, and is believed as it is
 
 log = logging.getLogger(__name__)
 
@@ -50,31 +51,35 @@ class Track:
         self.last_part = 0
         self.unfilled = 0  # a part that was counted before its slot held it
         self.waiting: dict[int, Waiting] = {}
+        self.until_ns = 0  # when to leave the wire to the heartbeat
         self.defied: str | None = None  # a part passed that was not to
+        self.silent: str | None = None  # the PLC does not echo
         self._inherited = 0  # newest part that an earlier life of the box may have asked for
         self._settled = 0  # by the header before
         self._judged = 0  # by two headers
         self._given_up = 0
         self._held = False  # the gate was held unasked since all parts had been read
         self._offset_ms = 0  # from the PLC's clock to the box's, by the header before
-        self._clock_doubted = False  # that header was the first to say so
+        self._clock_doubts = 0  # headers that disagreed with the one before; of so many in turn
 
     def decide(self, verdict: Verdict) -> None:
         self._decided.append(verdict)
 
-    def enter(self, epoch: int, last_part: int, unresolved: list[int]) -> None:
-        """Begin an epoch: what was on the belt in another one is lost."""
+    def enter(self, epoch: int, last_part: int, unresolved: Iterable[int]) -> None:
+        """Begin an epoch: what was on the belt in another one is lost, at once, for the belt of a new epoch stands."""
         for part in sorted(self.waiting):
             self._lose(part)
         self.epoch, self.last_part, self._inherited, self.unfilled = epoch, last_part, last_part, 0
         self._settled = self._judged = self._given_up = 0
+        self.silent = None
         self.waiting = {part: Waiting(None, self._held) for part in unresolved}
 
     def note(self, header: r.Header, read_ns: int) -> None:
         """What counts in every header, be it trusted or not: its clock, and a gate held unasked."""
         offset_ms = read_ns // 1_000_000 - header.now_ms
         steady = abs(r.difference(offset_ms, self._offset_ms)) <= CLOCK_MS
-        self._offset_ms, self._clock_doubted = offset_ms, not steady and not self._clock_doubted
+        self._offset_ms = offset_ms
+        self._clock_doubts = 0 if steady else (self._clock_doubts + 1) % CLOCK_HEADERS
         if self._holds(header):
             self._held = True
             for waiting in self.waiting.values():
@@ -83,9 +88,11 @@ class Track:
     async def read_triggers(self, header: r.Header, read_ns: int) -> None:
         """Learn of the parts up to the newest; what this header leaves open is looked at again in the next."""
         self._judged, self._settled = min(self._settled, header.settled), header.settled
-        if self._clock_doubted:
+        if self._clock_doubts:
             return
         for part in range(self.last_part + 1, min(header.newest, self.last_part + PARTS_PER_CYCLE) + 1):
+            if self._out_of_time():
+                return
             if part <= self._judged or header.newest - part >= r.SLOTS:
                 self._miss(part)
                 continue
@@ -127,7 +134,7 @@ class Track:
                 self._unwritten.remove(verdict)
                 continue
             waiting.asked = verdict
-            if self._slot_is_needed(part):
+            if self._slot_is_needed(part) or self._out_of_time():
                 continue
             at = self._settings.box_base + r.DECISIONS_AT + r.DECISION_WORDS * r.slot(part)
             await self._wire.write(at, r.decision_words(verdict.part_id, verdict.decision, self._order))
@@ -138,21 +145,29 @@ class Track:
         """Hear the outcomes. A part without echo is given up, and with it the missed ones before it."""
         now_ns, most = time.monotonic_ns(), len(self.waiting)
         for part, waiting in sorted(self.waiting.items()):
-            if most - len(self.waiting) >= PARTS_PER_CYCLE:
+            if most - len(self.waiting) >= PARTS_PER_CYCLE or self._out_of_time():
                 return
             if part <= self._judged:
                 await self._hear(part, waiting, header)
+            elif part <= header.settled:
+                continue  # heard when the next header agrees
+            elif part < self._given_up:
+                self._lose(part)
             elif waiting.deadline_count is None:
-                if part < self._given_up:
-                    self._lose(part)
+                continue
             elif not r.passed(header.count, waiting.deadline_count):
                 waiting.passed_ns = None
             elif waiting.passed_ns is None:
                 waiting.passed_ns = now_ns
             elif now_ns - waiting.passed_ns > ECHO_LATE_NS:
-                log.warning("no outcome of part %d: the PLC program must echo each part after its judgement", part)
+                if self.silent is None:
+                    self.silent = _SILENT.format(part)
+                    log.warning("%s", self.silent)
                 self._given_up = part
                 self._lose(part)
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic_ns() >= self.until_ns
 
     def _holds(self, header: r.Header) -> bool:
         return header.status & r.INHIBITED != 0 and not self._inhibit
@@ -182,13 +197,17 @@ class Track:
             return
         asked = waiting.asked
         as_asked = asked is not None and asked.decision is decision
-        gate_free = not header.status & r.INHIBITED and not waiting.held
+        gate_free = not self._holds(header) and not waiting.held
         if decision is Decision.ACCEPT and not as_asked and gate_free and part > self._inherited:
             self._counters["passed_unasked"] += 1
             self.defied = f"the PLC let part {part} pass that was not to: its program must look at slot, part and check"
             log.error("%s", self.defied)
         reason = r.REASON_OF.get(record.reason, asked.reason if asked and as_asked else Reason.OUTCOME_UNKNOWN)
+        if decision is Decision.ACCEPT and record.reason in r.REASON_OF:  # each a reason to reject
+            self._counters["echoes_contradictory"] += 1
+            reason = Reason.OUTCOME_UNKNOWN
         del self.waiting[part]
+        self.silent = None
         self._counters["outcomes"] += 1
         recovered = waiting.deadline_count is None
         self.on_outcome(Outcome(PartId(header.epoch, part), decision, reason, record.count, recovered))
@@ -197,3 +216,9 @@ class Track:
         del self.waiting[part]
         self._counters["outcomes_unknown"] += 1
         self.on_lost(PartId(self.epoch or 0, part))
+
+
+_SILENT = (
+    "the PLC does not echo outcomes (registers 11-12): part {} passed its decision point and nothing came; its program "
+    "must echo each part after its judgement, else most parts are rejected"
+)

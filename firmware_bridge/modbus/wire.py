@@ -1,8 +1,9 @@
 """One Modbus connection: asynchronous pymodbus, because its synchronous client measures time-outs by the wall clock.
 
 A request that is not answered in time, or answered by an exception or by the answer to another request, raises
-`WireError` with the cause. On a serial line the next request then waits one time-out more, so that a late answer meets
-nobody: RTU has no transaction numbers.
+`WireError` with the cause. RTU has no transaction numbers, so a late answer may meet the next request: it is known by
+its kind, address or length (the path asks for another length after each answer that did not come), and then nothing is
+asked for one time-out, so that the rest meets nobody.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Wire:
     async def connect(self) -> None:
         """Connect anew. Raises WireError when there is nobody."""
         self.close()
-        s, timeout_s = self._settings, self._settings.timeout_ms / 1000
+        s, timeout_s = self._settings, self._settings.use_timeout_ms / 1000
         if self._serial:
             self._client = AsyncModbusSerialClient(
                 s.device,
@@ -79,13 +80,13 @@ class Wire:
             lambda client: client.read_holding_registers(address, count=count, device_id=self._settings.unit)
         )
         if len(response.registers) != count:
-            raise await self._late(f"{self.where} answers {len(response.registers)} registers instead of {count}")
+            raise await self._wrong(f"{self.where} answers {len(response.registers)} registers instead of {count}")
         return list(response.registers)
 
     async def write(self, address: int, words: list[int]) -> None:
         response = await self._ask(lambda client: client.write_registers(address, words, device_id=self._settings.unit))
         if response.address != address:
-            raise await self._late(f"{self.where} confirms register {response.address} instead of {address}")
+            raise await self._wrong(f"{self.where} confirms register {response.address} instead of {address}")
 
     def close(self) -> None:
         if self._client is not None:
@@ -99,17 +100,17 @@ class Wire:
             response = await request(self._client)
         except ModbusException as error:
             advice = "baud, parity and unit" if self._serial else "host, port and unit"
-            message = f"{self.where} does not answer in {self._settings.timeout_ms} ms. Check {advice} in [reject]."
-            raise await self._late(message, "no_answer") from error
+            message = f"{self.where} does not answer in {self._settings.use_timeout_ms} ms. Check {advice} in [reject]."
+            raise WireError("no_answer", message) from error
         if response.isError():
-            raise WireError(
-                "exceptions",
+            raise await self._wrong(
                 f"{self.where} answers exception {response.exception_code}: check plc_base and box_base in [reject], "
                 f"where {r.PLC_WORDS} and {r.BOX_WORDS} holding registers must be",
+                "exceptions",
             )
         return response
 
-    async def _late(self, message: str, cause: str = "wrong_answer") -> WireError:
+    async def _wrong(self, message: str, cause: str = "wrong_answer") -> WireError:
         if self._serial:
-            await asyncio.sleep(self._settings.timeout_ms / 1000)
+            await asyncio.sleep(self._settings.use_timeout_ms / 1000)
         return WireError(cause, message)
