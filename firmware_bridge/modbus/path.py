@@ -12,7 +12,7 @@ from collections.abc import Callable
 from firmware_bridge.modbus import registers as r
 from firmware_bridge.modbus.look import wrong_map
 from firmware_bridge.modbus.settings import HEARTBEAT_MS, ModbusSettings
-from firmware_bridge.modbus.track import Track
+from firmware_bridge.modbus.track import PARTS_PER_CYCLE, Track
 from firmware_bridge.modbus.wire import Wire, WireError
 from firmware_bridge.parts import Outcome, PartId, Trigger, Verdict
 from firmware_bridge.reject_path import Memory, PathHealth
@@ -188,8 +188,9 @@ class ModbusPath:
             return False
         known = self._memory.knows_epoch(header.epoch)
         last = self._memory.last_part(header.epoch) if known else header.newest
-        oldest = min(self._memory.unresolved(header.epoch), default=last + 1)
-        self._track.enter(header.epoch, last, range(oldest, last + 1))  # with those whose trigger was missed
+        unresolved = self._memory.unresolved(header.epoch)
+        oldest = max(min(unresolved, default=last + 1), last + 1 - PARTS_PER_CYCLE)
+        self._track.enter(header.epoch, last, {*unresolved, *range(oldest, last + 1)})  # missed triggers among them
         return True
 
     def _box_fault(self, header: r.Header) -> int:

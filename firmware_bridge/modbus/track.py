@@ -21,7 +21,7 @@ from firmware_bridge.parts import Decision, Outcome, PartId, Reason, Trigger, Ve
 ECHO_LATE_NS = 2_000_000_000  # after its decision point a part without echo is given up
 PARTS_PER_CYCLE = 100  # missed, or lost: the heartbeat goes on however many there are
 CLOCK_MS = 1000  # between the clocks of PLC and box from one header to the next
-CLOCK_HEADERS = 4  # whose times all disagree: the clock runs wild, and is believed as it is
+CLOCK_HEADERS = 4  # in a row that all disagree: the clock runs wild, and is believed as it is
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Track:
         self._given_up = 0
         self._held = False  # the gate was held unasked since all parts had been read
         self._offset_ms = 0  # from the PLC's clock to the box's, by the header before
-        self._clock_doubts = 0  # headers that disagreed with the one before; of so many in turn
+        self._clock_doubts = 0  # headers in a row that disagreed with the one before
 
     def decide(self, verdict: Verdict) -> None:
         self._decided.append(verdict)
@@ -142,7 +142,7 @@ class Track:
             self._unwritten.remove(verdict)
 
     async def settle(self, header: r.Header) -> None:
-        """Hear the outcomes. A part without echo is given up, and with it the missed ones before it."""
+        """Hear the outcomes. A part without echo is given up, and with it those before it."""
         now_ns, most = time.monotonic_ns(), len(self.waiting)
         for part, waiting in sorted(self.waiting.items()):
             if most - len(self.waiting) >= PARTS_PER_CYCLE or self._out_of_time():
@@ -151,7 +151,7 @@ class Track:
                 await self._hear(part, waiting, header)
             elif part <= header.settled:
                 continue  # heard when the next header agrees
-            elif part < self._given_up:
+            elif part < self._given_up:  # also where the count was reset and never reaches its decision point
                 self._lose(part)
             elif waiting.deadline_count is None:
                 continue
@@ -161,7 +161,8 @@ class Track:
                 waiting.passed_ns = now_ns
             elif now_ns - waiting.passed_ns > ECHO_LATE_NS:
                 if self.silent is None:
-                    self.silent = _SILENT.format(part)
+                    self.silent = f"the PLC does not echo outcomes (registers 11-12): nothing came of part {part}"
+                    self.silent += "; its program must echo each part after its judgement, else most are rejected"
                     log.warning("%s", self.silent)
                 self._given_up = part
                 self._lose(part)
@@ -216,9 +217,3 @@ class Track:
         del self.waiting[part]
         self._counters["outcomes_unknown"] += 1
         self.on_lost(PartId(self.epoch or 0, part))
-
-
-_SILENT = (
-    "the PLC does not echo outcomes (registers 11-12): part {} passed its decision point and nothing came; its program "
-    "must echo each part after its judgement, else most parts are rejected"
-)

@@ -377,7 +377,7 @@ def test_a_plc_that_does_not_echo_is_named_once(monkeypatch: pytest.MonkeyPatch,
     away(monkeypatch, 2.5)
     bench.cycle(2)
     assert bench.lost == [1, 2, 3]
-    assert "does not echo outcomes (registers 11-12): part 1 passed" in bench.words()
+    assert "does not echo outcomes (registers 11-12): nothing came of part 1;" in bench.words()
     assert caplog.text.count("does not echo") == 1
     bench.see()
     bench.echo(4, 3, 3)
@@ -442,6 +442,13 @@ def test_parts_that_an_earlier_life_of_the_box_missed_get_an_outcome_too() -> No
     bench.cycle(2)
     assert sorted(bench.outcomes) == [4, 6]
     assert sorted(bench.lost) == [3, 5]
+
+
+def test_a_part_left_over_from_long_ago_brings_no_others_back() -> None:
+    bench = Bench(past=[3, 900], newest=900)
+    bench.echo(900, 3, 3)
+    bench.cycle(3)
+    assert [part for part in bench.told if part < 800] == [3]
 
 
 def test_a_refused_epoch_gets_no_heartbeat_from_a_new_connection() -> None:
