@@ -19,16 +19,14 @@ from torch.nn import functional
 
 from compile.job import Progress
 from compile.methods.descent import Descent, batches
-from compile.methods.inp_former import Size
-from compile.methods.inp_former_fit import Recipe, fit_inp_former
+from compile.methods.inp_former_fit import PLUS_PLUS
+from compile.methods.inp_former_lite import fit_inp_former_lite
 from compile.methods.inp_former_pp import INPFormerPP, Reconstruction, SegmentationHead
-from compile.methods.lite_groups import Grouped, fit_groups
 from compile.standardise import measure_spread
 
-STEPS, HEAD_STEPS = 400, 300
-BATCH, PAINTED_BATCH, GOOD_BATCH = 8, 8, 4
-RATE, HEAD_RATE = 3e-3, 1e-3  # the first in place of 5e-4: narrower layers and fewer steps than published
-HEADS, BLOCKS = 8, 4
+STEPS = 300  # of the head
+PAINTED_BATCH, GOOD_BATCH = 8, 4
+RATE = 1e-3
 NOISE = 0.1  # of a channel's deviation
 FOCAL, SHARPNESS = 20.0, 2.0  # weight, and exponent of how wrong a place is
 COVERED = 0.3  # share of a cell that the mask covers
@@ -58,23 +56,17 @@ def fit_inp_former_pp(
         FitError: maps are not finite, or a fit diverged.
 
     """
-    most = max(STEPS, HEAD_STEPS) if steps is None else steps
-    with torch.random.fork_rng(devices=[]):  # whose layers draw values that are then replaced
-        groups = fit_groups(features)
-    width = 2 * groups.components
-    model = fit_inp_former(
-        [Grouped(groups, features, i) for i in range(2)],  # type: ignore[misc]
-        seed=seed,
-        steps=min(STEPS, most),
-        batch=BATCH,
-        size=Size(width=width, heads=HEADS, blocks=BLOCKS, groups=2),
-        recipe=Recipe(rate=RATE, squared=1.0, soft=True),
-        progress=progress,
-    )
-    reconstruction = Reconstruction(groups, model).eval()
+    fitted = fit_inp_former_lite(features, seed=seed, steps=steps, recipe=PLUS_PLUS, progress=progress)
+    reconstruction = Reconstruction(fitted.groups, fitted.model).eval()
     spread = measure_spread(reconstruction, features)
     head = _fit_head(
-        reconstruction, features, painted, covered, seed=seed, steps=min(HEAD_STEPS, most), progress=progress
+        reconstruction,
+        features,
+        painted,
+        covered,
+        seed=seed,
+        steps=STEPS if steps is None else min(STEPS, steps),
+        progress=progress,
     )
     return INPFormerPP(reconstruction, spread, head).eval().requires_grad_(requires_grad=False)
 
@@ -96,8 +88,8 @@ def _fit_head(
         torch.manual_seed(seed)
         head = SegmentationHead([tuple(each.shape[1:]) for each in known]).train()
         _scale(head, known)
-        optimiser = torch.optim.AdamW(head.parameters(), HEAD_RATE, weight_decay=1e-2)
-        descent = Descent(head, optimiser, HEAD_RATE, steps)
+        optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=1e-2)
+        descent = Descent(head, optimiser, RATE, steps)
         turns = zip(
             range(steps),
             batches(len(painted[0]), PAINTED_BATCH, seed),

@@ -17,6 +17,7 @@ from compile.anomaly_graph import AnomalyHead
 from compile.features import Rows
 from compile.job import FIT_STEPS, Progress
 from compile.methods.grnr import fit_grnr
+from compile.methods.inp_former_lite import fit_inp_former_lite
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
@@ -137,6 +138,10 @@ def _fit_pnpt(samples: Samples, seed: int, steps: int | None, progress: Progress
     return fit_pnpt(samples.good, classes, seed=seed, select="nearest", progress=progress, steps=steps or PNPT_STEPS)
 
 
+def _fit_inp_former(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    return fit_inp_former_lite(samples.good, seed=seed, steps=steps, progress=progress)
+
+
 def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     assert samples.covered is not None
     return fit_inp_former_pp(samples.good, samples.painted, samples.covered, seed=seed, steps=steps, progress=progress)
@@ -149,6 +154,7 @@ METHODS: dict[str, Method] = {
     "patchcore-32": Method(
         "PatchCore with stride 32 too, the taps of inp-former-pp", _fit_patchcore, STRIDES, smoothing=BLUR_SIGMA
     ),
+    "inp-former": Method("INP-Former on the embedded trunk", _fit_inp_former, STRIDES),
     "inp-former-pp": Method(
         "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
     ),

@@ -130,7 +130,7 @@ def refused(capsys, *arguments: object) -> tuple[int, str]:
     [
         (
             ["--methods", "patchcore,sam"],
-            "--methods: no method 'sam'. There are: patchcore, grnr, pnpt, patchcore-32, inp-former-pp, varad",
+            f"--methods: no method 'sam'. There are: {', '.join(METHODS)}",
         ),
         (["--methods", ","], "--methods: give at least one"),
         (["--methods", "varad,patchcore,varad"], "--methods: 'varad' was given twice"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compile.anomaly_graph import AnomalyHead
 from compile.export import export
-from compile.methods import FitError, inp_former_pp_fit
+from compile.methods import FitError, inp_former_lite, inp_former_pp_fit
 from compile.methods.inp_former import cosine_distance
 from compile.methods.inp_former_pp import CONFIDENCE, SURE, INPFormerPP, SegmentationHead
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp, objective
@@ -63,7 +63,7 @@ def groups() -> LiteGroups:
 def _few_components() -> Iterator[None]:
     """As few as the channels here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inp_former_pp_fit, "fit_groups", lambda features: fit_groups(features, COMPONENTS))
+        patch.setattr(inp_former_lite, "fit_groups", lambda features: fit_groups(features, COMPONENTS))
         yield
 
 
@@ -136,10 +136,10 @@ def test_evidence_adds_as_deviations_and_half_a_logit(fitted: INPFormerPP) -> No
 def test_the_head_trains_nothing_of_the_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
     good = good_maps()
     painted, covered = spoilt(good)
-    monkeypatch.setattr(inp_former_pp_fit, "STEPS", 5)
+    monkeypatch.setattr(inp_former_lite, "STEPS", 5)
     states = []
     for steps in (1, 30):
-        monkeypatch.setattr(inp_former_pp_fit, "HEAD_STEPS", steps)
+        monkeypatch.setattr(inp_former_pp_fit, "STEPS", steps)
         model = fit_inp_former_pp(good, painted, covered, seed=0)
         assert not any(each.requires_grad for each in model.parameters())
         states.append(model.state_dict())
@@ -200,6 +200,16 @@ def test_it_exports_and_builds(fitted: INPFormerPP) -> None:
     for expected, value in zip(head(*inputs), found, strict=True):
         np.testing.assert_allclose(value, expected.numpy(), rtol=1e-4, atol=1e-4)
     build(graph)
+
+
+def test_without_the_head_the_map_is_the_published_one() -> None:
+    maps = good_maps()
+    model = METHODS["inp-former"].fit(Samples(maps), 0, 5, None)
+    features = tensors(good_maps(2, seed=5))
+    (found,) = model(features)
+    (expected,) = model.model(model.groups(features))
+    assert found.shape == (2, 4, 6)
+    assert torch.equal(found, expected)
 
 
 def test_the_registry_gives_it_the_painted_pictures() -> None:
