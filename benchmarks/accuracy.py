@@ -36,7 +36,7 @@ from compile.bench.score import score_maps
 from compile.evaluate import load_masks, test_row
 from compile.evidence import Interval, TestRow
 from compile.features import load_pictures
-from compile.job import FIT_STEPS, Settings
+from compile.job import Settings
 from compile.methods.patchcore import BANK, NEIGHBOURS, POOL
 from compile.methods.registry import Samples, find_method
 from compile.metrics import Difference, paired_difference, paired_pixel_difference
@@ -284,7 +284,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("data", nargs="*", type=Path, default=[shared / name for name in DATA_SETS])
     parser.add_argument("--size", type=int, default=256, help="side of the graph's input, pixels")
     parser.add_argument("--target", type=float, help="false-reject target; by default that of `beltline compile`")
-    parser.add_argument("--fit-steps", type=int, default=FIT_STEPS)
+    parser.add_argument("--fit-steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()

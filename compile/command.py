@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from compile.job import FIT_STEPS, Settings
+from compile.job import Settings
+from compile.methods.registry import METHODS
 from compile.pipeline import Compiled, compile_data
 from compile.report import GRAPH_NAMES
 from compile.terminal import ended_well, write_json
@@ -44,10 +45,14 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     seed: Annotated[int, typer.Option(help="Fixes splits and fit.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the product.", show_default="the bundle's file name")] = "",
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
+    method: Annotated[str, typer.Option(help=f"How anomalies are found: {', '.join(METHODS)}.")] = "varad",
     fit_steps: Annotated[
-        int,
-        typer.Option(help="Optimiser steps of each fit, at most (few pictures get fewer); the time is proportional."),
-    ] = FIT_STEPS,
+        int | None,
+        typer.Option(
+            help="Optimiser steps of each fit, at most (few pictures get fewer); the time is proportional.",
+            show_default="the method's own",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
@@ -63,6 +68,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         group_by=group_by,
         name=name,
         version=version,
+        method=method,
         fit_steps=fit_steps,
     )
     with ended_well(as_json=as_json) as tick:
@@ -88,6 +94,7 @@ def summarise(compiled: Compiled) -> dict[str, object]:
         "skipped": [{"file": str(item.path), "reason": item.reason} for item in found.data.skipped],
         "remarks": found.data.remarks,
         "thresholds": {name: entry.model_dump(mode="json") for name, entry in bundle.thresholds.items()},
+        "method": bundle.manifest.method,
         "fit_steps": found.fit_steps,
         "defects": found.defects_json(),
         "parity": found.parity_json(),

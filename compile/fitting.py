@@ -23,11 +23,11 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
-from compile.methods.varad import VarAD
-from compile.methods.varad_fit import fit_varad
+from compile.methods.registry import Samples, find_method
 from compile.standardise import Spread, measure_spread
 
 POLL_S = 0.2
@@ -36,20 +36,32 @@ _told: Queue[tuple[str, int, int]] | None = None  # of a worker process: where i
 
 
 @dataclass(frozen=True, slots=True)
+class Painted:
+    """Maps of pictures with painted defects, and where they are painted."""
+
+    files: FeatureFiles
+    rows: NDArray[np.int64]
+    covered: NDArray[np.float32]  # of these rows
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """One fit to do: on which rows of which files."""
 
     step: str  # its name, for people
+    method: str
     files: FeatureFiles
     rows: NDArray[np.int64]
     spread_rows: NDArray[np.int64] | None  # of good pictures whose discrepancies are measured then
     seed: int
-    steps: int
+    steps: int | None  # at most; None for the method's own
+    painted: Painted | None = None  # for a method that learns from them
 
 
 class Fitted(NamedTuple):
-    model: VarAD
+    model: nn.Module
     spread: Spread | None
+    steps: int  # of optimisers
 
 
 @contextmanager
@@ -112,12 +124,20 @@ def _work(fit: Fit) -> bytes:
 
 
 def _fit(fit: Fit, progress: Progress) -> Fitted:
-    model = fit_varad(
-        open_rows(fit.files, fit.rows),
-        seed=fit.seed,
-        steps=fit.steps,
-        progress=lambda _, done, of: progress(fit.step, done, of),
-    )
-    if fit.spread_rows is None:
-        return Fitted(model, None)
-    return Fitted(model, measure_spread(model, open_rows(fit.files, fit.spread_rows)))
+    method = find_method(fit.method)
+    steps: dict[str, int] = {}
+
+    def tell(what: str, done: int, of: int) -> None:
+        if what.startswith("fit"):
+            steps[what] = of
+        progress(fit.step if what == "fit" else f"{fit.step}, {what}", done, of)
+
+    samples = Samples(open_rows(fit.files, fit.rows))
+    if fit.painted is not None:
+        painted = open_rows(fit.painted.files, fit.painted.rows)
+        samples = Samples(samples.good, painted, fit.painted.covered)
+    model = method.fit(samples, fit.seed, fit.steps, tell)
+    spread = None
+    if method.standardised and fit.spread_rows is not None:
+        spread = measure_spread(model, open_rows(fit.files, fit.spread_rows))
+    return Fitted(model, spread, sum(steps.values()))

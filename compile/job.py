@@ -20,7 +20,6 @@ Graphs = dict[GraphName, onnx.ModelProto]
 FILES: dict[GraphName, str] = {"float": "model.onnx", "int8": "model.int8.onnx", "trt": "model.trt.onnx"}
 MAP_LIMIT = 256  # pixels a side
 LEAST_FIT_STEPS = 20
-FIT_STEPS = 120  # more gains little; 300 pictures must take no more than six minutes on two cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,8 @@ class Settings:
     group_by: str = "near-duplicates"
     name: str = ""
     version: str = "1"
-    fit_steps: int = FIT_STEPS
+    method: str = "varad"
+    fit_steps: int | None = None  # the method's own
 
 
 @dataclass(slots=True)

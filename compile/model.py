@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export, join
-from compile.features import Features
-from compile.fitting import Fit, fit_all
+from compile.features import Features, on_disk
+from compile.fitting import Fit, Painted, fit_all
 from compile.job import FILES, Graphs, Job
-from compile.methods.varad_fit import steps_for
+from compile.methods.registry import find_method
 from compile.precision import CalibrationRecord, calibrate, render_accurately
+from compile.pseudo_defects import paint_pictures, wanted
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan
 from compile.standardise import Standardised
 from compile.tensorrt_build import TensorRTError, check_allowed
+from compile.trunk_graph import export_trunk
 
-MAPS = ("maps_8", "maps_16")
 CALIBRATION_PICTURES = 20
 
 
@@ -33,13 +34,24 @@ class Heads:
     shipped: AnomalyHead
 
 
-def export_trunk(trunk: Trunk, side: int) -> Graphs:
-    return {"float": export(trunk, (torch.zeros(2, side, side, 3, dtype=torch.uint8),), ["image"], list(MAPS))}
+@dataclass(frozen=True, slots=True)
+class PaintedPictures:
+    """Maps of pictures with painted defects; the i-th is painted on good picture i, then round again."""
+
+    features: Features
+    covered: NDArray[np.float32]
+    good: int  # pictures
+
+    def on(self, pictures: NDArray[np.int64]) -> Painted:
+        """Those painted on some of the good pictures."""
+        chosen = np.flatnonzero(np.isin(np.arange(len(self.covered)) % self.good, pictures))
+        covered = np.tile(self.covered[chosen], (len(self.features.renderings), 1, 1))
+        return Painted(self.features.files, self.features.rows_of(chosen), covered)
 
 
 def render_trunks(job: Job, trunk: Trunk, pictures: NDArray[np.uint8]) -> tuple[Graphs, CalibrationRecord]:
     """Export the trunk and render both INT8 forms from one record of `pictures`, which the head is fitted on too."""
-    trunks = export_trunk(trunk, job.spec.height)
+    trunks: Graphs = {"float": export_trunk(trunk, job.spec.height)}
     rows = np.linspace(0, len(pictures) - 1, min(CALIBRATION_PICTURES, len(pictures))).astype(int)
     chosen = [pictures[i] for i in rows]
     record, plain = calibrate(trunks["float"], chosen, job.clock.ticks("calibrate"))
@@ -62,37 +74,49 @@ def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) ->
     return features
 
 
-def fit_heads(job: Job, features: Features, plan: SplitPlan) -> Heads:
+def paint_samples(job: Job, trunks: Graphs, good: NDArray[np.uint8]) -> PaintedPictures:
+    """Paint defects on good pictures for a method to learn from, and compute their maps."""
+    pictures = on_disk(job.work / "samples.bin", np.dtype(np.uint8), (wanted(len(good)), *good.shape[1:]))
+    covered = paint_pictures(good, pictures, job.settings.seed, job.clock.ticks("paint samples"))
+    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good))
+
+
+def fit_heads(job: Job, features: Features, plan: SplitPlan, painted: PaintedPictures | None = None) -> Heads:
     """Fit a head per fold; where parts were simply held out, that one is shipped.
 
     Cross-fitted heads count in deviations of pictures that were not fitted on; a fold's own take no part in its own.
     """
     cross = plan.cross_fitted
-    wanted: list[tuple[str, NDArray[np.int64], NDArray[np.int64] | None]] = [
+    turns: list[tuple[str, NDArray[np.int64], NDArray[np.int64] | None]] = [
         (f"fit {number} of {len(plan.folds)}", train, held if cross else train)
         for number, (train, held) in enumerate(plan.folds, start=1)
     ]
     if cross:
-        wanted.append(("fit all", np.arange(features.pictures), None))
+        turns.append(("fit all", np.arange(features.pictures), None))
     fits = [
         Fit(
             step,
+            job.settings.method,
             features.files,
             features.rows_of(pictures),
             None if measured is None else features.rows_of(measured),
             job.settings.seed,
             job.settings.fit_steps,
+            None if painted is None else painted.on(pictures),
         )
-        for step, pictures, measured in wanted
+        for step, pictures, measured in turns
     ]
     fitted = fit_all(fits, job.threads, job.clock.progress)
     spreads = [each.spread for each in fitted if each.spread]
     models = [
-        Standardised(own.model, [each for each in spreads if not (cross and each is own.spread)]) for own in fitted
+        Standardised(own.model, [each for each in spreads if not (cross and each is own.spread)])
+        if spreads
+        else own.model
+        for own in fitted
     ]
-    grids = [(shape[2], shape[3]) for shape in features.files.shapes]
-    heads = [AnomalyHead(each, grids, (job.map_side, job.map_side)).eval() for each in models]
-    job.evidence.fit_steps = steps_for(len(fits[-1].rows), grids[-1], job.settings.fit_steps)
+    method = find_method(job.settings.method)
+    heads = [method.head(each, features.maps, (job.map_side, job.map_side)) for each in models]
+    job.evidence.fit_steps = fitted[-1].steps
     return Heads(heads[: len(plan.folds)], heads[-1])
 
 
@@ -106,7 +130,8 @@ def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead) -> Graphs:
     shapes = [[axis.dim_value for axis in v.type.tensor_type.shape.dim[1:]] for v in trunks["float"].graph.output]
     maps = tuple(torch.zeros(2, *shape) for shape in shapes)
     mask = torch.ones(2, job.map_side, job.map_side)
-    exported = export(head, (*maps, mask), [*MAPS, "mask"], ["score", "map"])
+    names = [value.name for value in trunks["float"].graph.output]
+    exported = export(head, (*maps, mask), [*names, "mask"], ["score", "map"])
     graphs: Graphs = {name: join(trunk, exported) for name, trunk in trunks.items()}
     for name in ("float", "trt"):
         if name in graphs and (problems := check_allowed(graphs[name])):

@@ -26,7 +26,8 @@ from compile.fitting import one_thread
 from compile.golden import golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
-from compile.model import export_graphs, export_trunk, extract, fit_heads, render_trunks
+from compile.methods.registry import find_method
+from compile.model import export_graphs, extract, fit_heads, paint_samples, render_trunks
 from compile.precision import CalibrationRecord
 from compile.proof import (
     PARITY_PICTURES,
@@ -42,6 +43,7 @@ from compile.proof import (
 from compile.report import render_report
 from compile.split_plan import plan_split
 from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
+from compile.trunk_graph import export_trunk
 from compile.wishes import check_wishes
 from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Threshold
 
@@ -94,13 +96,18 @@ def _compile(job: Job) -> Compiled:
     plan = plan_split(groups, job.settings.target_false_reject or DEFAULT_TARGET, job.settings.seed)
     job.evidence.split = plan.words
     extrapolates(job.settings, int(np.unique(groups[plan.held]).size))  # too few parts are said before the fit
-    trunk = Trunk()
+    method = find_method(job.settings.method)
+    trunk = Trunk(method.strides)
     with step("quantise"):
         trunks, record = render_trunks(job, trunk, pictures[plan.folds[0][0]])
     with step("features"):
         features = extract(job, trunks, pictures, "features")
+    painted_samples = None
+    if method.painted:
+        with step("samples"):
+            painted_samples = paint_samples(job, trunks, pictures)
     with step("fit"):
-        heads = fit_heads(job, features, plan)
+        heads = fit_heads(job, features, plan, painted_samples)
     with step("export"):
         graphs = export_graphs(job, trunks, heads.shipped)
     with step("threshold"):
@@ -130,7 +137,7 @@ def _compile(job: Job) -> Compiled:
 def _size(settings: Settings, data: DataSet) -> SizeChoice:
     cost = None
     if settings.budget_ms is not None and settings.size is None:
-        cost = measure_ms_per_megapixel(export_trunk(Trunk(), MEASURED_SIZE)["float"])
+        cost = measure_ms_per_megapixel(export_trunk(Trunk(find_method(settings.method).strides), MEASURED_SIZE))
     return choose_size(
         data.longer_side,
         size=settings.size,
@@ -167,6 +174,7 @@ def _write(
     job: Job, graphs: Graphs, record: CalibrationRecord, golden: NDArray[np.uint8], groups: NDArray[np.int64]
 ) -> Compiled:
     found, wanted = job.evidence, job.settings
+    method = find_method(wanted.method)
     report = render_report(found).encode()
     files = {
         **{FILES[name]: model.SerializeToString(deterministic=True) for name, model in graphs.items()},
@@ -179,7 +187,7 @@ def _write(
     manifest = Manifest(
         name=found.name,
         version=found.version,
-        method="VarAD (lightweight; constants of the paper unverified)",
+        method=method.title,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         input=job.spec,
         map_height=job.map_side,
@@ -195,7 +203,7 @@ def _write(
         },
         provenance={
             "beltline": version("beltline"),
-            "backbone": "EfficientNet-Lite0, strides 8 and 16, frozen",
+            "backbone": f"EfficientNet-Lite0, strides {', '.join(map(str, method.strides))}, frozen",
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": version("onnxruntime"),

@@ -7,6 +7,7 @@ import re
 
 from compile.image_size import LARGEST, SMALLEST, STEP
 from compile.job import LEAST_FIT_STEPS, Settings
+from compile.methods.registry import UnknownMethodError, find_method
 from edge.errors import BeltlineError
 
 SMALLEST_TARGET = 1e-6  # no set of good parts says anything about rarer rejects
@@ -38,8 +39,12 @@ def check_wishes(wanted: Settings) -> None:
         raise WishError("--tail-model: state with --target-false-reject which rate it shall reach.")
     if not 0 <= wanted.seed <= LARGEST_SEED:
         raise WishError(f"--seed {wanted.seed}: give a whole number from 0 to {LARGEST_SEED}.")
-    if wanted.fit_steps < LEAST_FIT_STEPS:
+    if wanted.fit_steps is not None and wanted.fit_steps < LEAST_FIT_STEPS:
         raise WishError(f"--fit-steps {wanted.fit_steps}: at least {LEAST_FIT_STEPS} are needed.")
+    try:
+        find_method(wanted.method)
+    except UnknownMethodError as error:
+        raise WishError(f"--method: {error}") from error
     if wanted.group_by not in GROUPINGS:
         try:
             re.compile(wanted.group_by)

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
-from compile.backbone import Trunk
 from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, read_data, read_image
 from compile.evaluate import load_masks
-from compile.export import export
 from compile.features import Features, load_pictures, on_disk
 from compile.job import MAP_LIMIT, Progress
 from compile.methods.registry import Samples
@@ -55,15 +52,6 @@ class Labelled:
         """What a method of these strides is fitted on."""
         painted = [self.painted[stride] for stride in strides] if self.painted else []
         return Samples([self.train[stride] for stride in strides], painted, self.covered)
-
-
-def map_names(strides: Sequence[int]) -> list[str]:
-    return [f"maps_{stride}" for stride in strides]
-
-
-def export_trunk(strides: tuple[int, ...], size: int) -> onnx.ModelProto:
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    return export(Trunk(strides), (example,), ["image"], map_names(strides))
 
 
 def read_labelled(folder: Path, progress: Progress) -> DataSet:

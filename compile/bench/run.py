@@ -18,7 +18,7 @@ import torch
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.bench.cost import Cost, count_macs, count_parameters, time_graph
-from compile.bench.data import RULES, Labelled, export_trunk, load_labelled, map_names, read_labelled
+from compile.bench.data import RULES, Labelled, load_labelled, read_labelled
 from compile.bench.figures import Estimate, compare_images, compare_pixels, estimate
 from compile.bench.page import Shown, choose_pictures, show
 from compile.bench.score import score_maps
@@ -27,9 +27,10 @@ from compile.features import on_disk
 from compile.fitting import one_thread
 from compile.image_size import LARGEST, SMALLEST, STEP
 from compile.job import Progress
-from compile.methods.registry import Method, UnknownMethodError, find_method
+from compile.methods.registry import Method, UnknownMethodError, find_method, fit_alone
 from compile.metrics import Difference, MaskRule
 from compile.parity import Scored
+from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import WishError
 
 
@@ -98,7 +99,7 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     methods = check_wanted(wanted)
     sets = [read_labelled(folder, progress) for folder in wanted.data]  # what is wrong shows before the work
     union = tuple(sorted({stride for method in methods.values() for stride in method.strides}))
-    trunks = {s: export_trunk(s, wanted.size) for s in {union, *(method.strides for method in methods.values())}}
+    trunks = {s: export_trunk(Trunk(s), wanted.size) for s in {union, *(method.strides for method in methods.values())}}
     threads = len(os.sched_getaffinity(0))
     results = Results(wanted, [], [], {}, {})
     for each in sets:
@@ -160,7 +161,7 @@ def _fit(method: Method, data: Labelled, seed: int, steps: int | None, progress:
     samples = data.samples(method.strides)
     started = time.monotonic()
     with one_thread():
-        model = method.fit(samples, seed, steps, progress)
+        model = fit_alone(method, samples, seed, steps, progress)
     taken = time.monotonic() - started
     return method.head(model, samples.good, (data.map_side, data.map_side)), taken
 

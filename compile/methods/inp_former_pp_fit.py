@@ -82,7 +82,7 @@ def _fit_head(
     progress: Progress | None,
 ) -> SegmentationHead:
     shown = partial(_inputs, reconstruction)
-    count = len(features[0])
+    count = features[0].shape[0]
     known = shown([each[: min(count, MEASURED)] for each in features])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,7 +92,7 @@ def _fit_head(
         descent = Descent(head, optimiser, RATE, steps)
         turns = zip(
             range(steps),
-            batches(len(painted[0]), PAINTED_BATCH, seed),
+            batches(painted[0].shape[0], PAINTED_BATCH, seed),
             batches(count, GOOD_BATCH, seed + 1),
             strict=False,
         )

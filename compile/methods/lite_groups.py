@@ -54,7 +54,7 @@ class LiteGroups(nn.Module):
 def fit_groups(features: Sequence[NDArray[Any]], components: int = COMPONENTS) -> LiteGroups:
     """Measure the principal components of good pictures' maps [n, C, h, w], one array per stride of `STRIDES`."""
     groups = LiteGroups([each.shape[1:] for each in features], components)
-    chosen = np.unique(np.linspace(0, len(features[0]) - 1, PICTURES).astype(int))
+    chosen = np.unique(np.linspace(0, features[0].shape[0] - 1, PICTURES).astype(int))
     stacked = groups.stack([torch.from_numpy(np.asarray(each[chosen], np.float32)) for each in features])
     for turn, (project, maps) in enumerate(zip((groups.shallow, groups.deep), stacked, strict=True)):
         tokens = maps.transpose(0, 1).flatten(1).double()

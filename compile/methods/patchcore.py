@@ -43,7 +43,6 @@ class PatchCore(nn.Module):
 
     bank: Tensor
     table: Tensor
-    columns: Tensor
     squares: Tensor
 
     def __init__(self, bank: Tensor, grids: Sequence[tuple[int, int]]) -> None:
@@ -51,15 +50,13 @@ class PatchCore(nn.Module):
         self.join = Join(grids)
         self.register_buffer("bank", bank)
         self.register_buffer("table", neighbours(bank))
-        self.register_buffer("columns", -2 * bank.T.contiguous(), persistent=False)
         self.register_buffer("squares", bank.square().sum(1), persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
         """Trunk maps float32 [B, C_i, h_i, w_i] to the distance of each patch to the bank [B, h, w]."""
         patches = self.join(features)
-        found = [self._apart(chunk).amin(2) for chunk in torch.split(patches, CHUNK, 1)]
-        distances = _root(torch.cat(found, 1) + patches.square().sum(2))
-        return (distances.reshape(-1, *self.join.grid),)
+        nearest = torch.cat([self._apart(chunk).argmin(2) for chunk in torch.split(patches, CHUNK, 1)], 1)
+        return (self._distance(patches, nearest).reshape(-1, *self.join.grid),)
 
     def image_score(self, features: Sequence[Tensor], maps: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
         """Weight each picture's worst patch by eq. 7; [B].
@@ -77,13 +74,21 @@ class PatchCore(nn.Module):
         distances = (maps[0] * seen[0]).flatten(1)
         at = distances.argmax(1).reshape(-1, 1, 1).expand(-1, 1, patches.shape[2])
         worst = patches.gather(1, at).squeeze(1)
-        apart = _root(self._apart(worst) + worst.square().sum(1, keepdim=True))
-        around = apart.gather(1, self.table.index_select(0, apart.argmin(1)))
+        around = self._distance(worst.unsqueeze(1), self.table.index_select(0, self._apart(worst).argmin(1)))
         return (1 - functional.softmax(around, 1)[:, 0]) * distances.amax(1)
 
     def _apart(self, patches: Tensor) -> Tensor:
         """Squared distance of patches [..., C] to each vector of the bank [..., m], less their own square."""
-        return patches @ self.columns + self.squares
+        return -2 * patches @ self.bank.T + self.squares
+
+    def _distance(self, patches: Tensor, chosen: Tensor) -> Tensor:
+        """Distance of patches [B, L or 1, C] to chosen vectors of the bank [B, L].
+
+        From the differences: a difference of squares loses most digits near the bank.
+        """
+        near = self.bank.index_select(0, chosen.flatten()).reshape(*chosen.shape, -1)
+        found: Tensor = torch.linalg.vector_norm(patches - near, dim=2)
+        return found
 
 
 class Join(nn.Module):
@@ -162,10 +167,6 @@ def _patches(join: Join, features: Sequence[NDArray[Any]], rows: Tensor) -> Tens
         maps = [torch.from_numpy(np.asarray(f[picture : picture + 1], np.float32)) for f in features]
         found[places] = join(maps)[0, rows[places] % cells]
     return found
-
-
-def _root(squared: Tensor) -> Tensor:
-    return squared.clamp(min=0).sqrt()
 
 
 def _raise(cells: int, wanted: int) -> Tensor:

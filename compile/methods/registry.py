@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torch import nn
 from calibration.split import kfold
 from compile.anomaly_graph import AnomalyHead
 from compile.features import Rows
-from compile.job import FIT_STEPS, Progress
+from compile.job import Progress
 from compile.methods.grnr import fit_grnr
 from compile.methods.inp_former_lite import fit_inp_former_lite
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
@@ -23,7 +23,7 @@ from compile.methods.lite_groups import STRIDES
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
 from compile.methods.pnpt_fit import fit_pnpt
-from compile.methods.varad import VarAD
+from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
 from compile.split_plan import FEW_PARTS
 from compile.standardise import Standardised, measure_spread
@@ -67,6 +67,7 @@ class Method:
         top: share of the map's pixels whose mean is the score; not for a model with its own image score.
         smoothing: standard deviation of the Gaussian over the map, pixels of the map.
         painted: whether it learns from painted defects, too.
+        standardised: whether its maps are counted in deviations of good parts (`compile.standardise`).
 
     """
 
@@ -76,6 +77,7 @@ class Method:
     top: float = 0.01
     smoothing: float = 0.0
     painted: bool = False
+    standardised: bool = False
 
     @torch.no_grad()
     def head(self, model: nn.Module, maps: Maps, map_size: tuple[int, int]) -> AnomalyHead:
@@ -97,25 +99,21 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _fit_patchcore(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
-    del steps  # it takes none
-    return fit_patchcore(samples.good, seed=seed, progress=progress).eval()
-
-
-def _fit_varad(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+def fit_alone(method: Method, samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     """Fit as `beltline compile` does, each picture a part: where they are few, folds measure the spread held out."""
-    maps = samples.good
-    count = maps[0].shape[0]
+    count = samples.good[0].shape[0]
     everything = np.arange(count)
-    folds = kfold(everything, FOLDS, seed) if count < FEW_PARTS else []
+    folds = kfold(everything, FOLDS, seed) if method.standardised and count < FEW_PARTS else []
 
-    def fit(rows: NDArray[np.int64], turn: int) -> VarAD:
+    def fit(rows: NDArray[np.int64], turn: int) -> nn.Module:
         tell = None if progress is None else partial(_tell_turn, progress, turn=turn, turns=len(folds) + 1)
-        return fit_varad(_rows(maps, rows), seed=seed, progress=tell, steps=FIT_STEPS if steps is None else steps)
+        return method.fit(replace(samples, good=_rows(samples.good, rows)), seed, steps, tell)
 
-    spreads = [measure_spread(fit(others, i), _rows(maps, held)) for i, (others, held) in enumerate(folds)]
+    spreads = [measure_spread(fit(others, i), _rows(samples.good, held)) for i, (others, held) in enumerate(folds)]
     model = fit(everything, len(folds))
-    return Standardised(model, spreads or [measure_spread(model, maps)]).eval()
+    if not method.standardised:
+        return model
+    return Standardised(model, spreads or [measure_spread(model, samples.good)]).eval()
 
 
 def _tell_turn(progress: Progress, what: str, done: int, of: int, *, turn: int, turns: int) -> None:
@@ -124,6 +122,15 @@ def _tell_turn(progress: Progress, what: str, done: int, of: int, *, turn: int, 
 
 def _rows(maps: Maps, rows: NDArray[np.int64]) -> Maps:
     return [cast("NDArray[Any]", Rows(each, rows)) for each in maps]
+
+
+def _fit_patchcore(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    del steps  # it takes none
+    return fit_patchcore(samples.good, seed=seed, progress=progress).eval()
+
+
+def _fit_varad(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    return fit_varad(samples.good, seed=seed, steps=VARAD_STEPS if steps is None else steps, progress=progress)
 
 
 def _fit_grnr(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
@@ -158,5 +165,5 @@ METHODS: dict[str, Method] = {
     "inp-former-pp": Method(
         "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
     ),
-    "varad": Method("VarAD, lightweight, in deviations of good parts", _fit_varad),
+    "varad": Method("VarAD (lightweight; constants of the paper unverified)", _fit_varad, standardised=True),
 }

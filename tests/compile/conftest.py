@@ -14,8 +14,8 @@ from skimage import data
 
 from compile.backbone import Trunk
 from compile.job import Settings
-from compile.model import export_trunk
 from compile.pipeline import Compiled, compile_data
+from compile.trunk_graph import export_trunk
 
 SIDE = 144
 
@@ -66,7 +66,7 @@ def mvtec(
 @pytest.fixture(scope="session")
 def trunk() -> onnx.ModelProto:
     """The trunk at 128 px."""
-    return export_trunk(Trunk(), 128)["float"]
+    return export_trunk(Trunk(), 128)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from compile.methods.registry import METHODS
 from compile.pipeline import Compiled
 from compile.tensorrt_build import build, check_allowed
 from edge.bundle import read_bundle
@@ -39,6 +40,26 @@ def test_a_folder_with_labels_becomes_a_bundle_in_one_json_document(mvtec: Path,
     assert told["parity"]["float"]["score_error_relative"] <= 1e-4
     assert told["thresholds"]["float"]["approximate"]
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_another_method_makes_a_bundle_that_the_box_runs(mvtec: Path, tmp_path: Path, capsys) -> None:
+    method = "patchcore"
+    output = tmp_path / "wall.bundle"
+    wishes = ["--size", "128", "--fit-steps", "20", "--target-false-reject", "0.1", "--group-by", r"(\d+)"]
+    assert main(["compile", str(mvtec), "-o", str(output), "--json", "--method", method, *wishes]) == OK
+    told = json.loads(capsys.readouterr().out)
+    bundle = read_bundle(output)
+    assert bundle.manifest.method == told["method"] == METHODS[method].title
+    rows = {row["graph"]: row for row in told["parity"]["test"]}
+    assert rows["torch"]["image_auroc"]["value"] == pytest.approx(rows["float"]["image_auroc"]["value"], abs=1e-9)
+    assert rows["float"]["image_auroc"]["value"] > 0.9
+    image = cv2.cvtColor(cv2.imread(str(mvtec / "test" / "good" / "0.png")), cv2.COLOR_BGR2RGB)
+    for name in ("float", "int8"):
+        if name in bundle.manifest.graphs:
+            found = Scorer(bundle, name).score(image)
+            assert np.isfinite(found.value)
+            assert found.map.shape == (bundle.manifest.map_height, bundle.manifest.map_width)
 
 
 @pytest.mark.slow
@@ -130,6 +151,7 @@ def test_pictures_of_too_few_parts_are_said(tmp_path: Path, photographs, write, 
         (["--target-false-reject", "1.5"], "--target-false-reject 1.5: must lie between 1e-06 and 1"),
         (["--seed", "-5"], "--seed -5: give a whole number from 0"),
         (["--fit-steps", "0"], "--fit-steps 0: at least 20"),
+        (["--method", "sam"], "--method: no method 'sam'. There are: patchcore"),
         (["--group-by", "(a"], "--group-by '(a': give near-duplicates or folder, or a regular expression"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 
 from compile.data import DataSet
 from compile.evidence import Evidence
@@ -13,7 +14,7 @@ from compile.features import Features, on_disk
 from compile.fitting import one_thread
 from compile.image_size import SizeChoice
 from compile.job import Clock, Job, Settings
-from compile.model import Heads, fit_heads
+from compile.model import Heads, PaintedPictures, fit_heads
 from compile.split_plan import SplitPlan, plan_split
 from compile.standardise import Standardised
 from edge.bundle import Input, Source
@@ -35,12 +36,16 @@ def heads(folder: Path, odd: int | None, plan: SplitPlan) -> Heads:
         if odd is not None:
             maps[odd] *= 20
         features.maps.append(maps)
+    with one_thread():
+        return fit_heads(_job(folder), features, plan)
+
+
+def _job(folder: Path, method: str = "varad") -> Job:
     data = DataSet(folder, "flat", [], np.arange(0), [], SOURCE, 32)
     evidence = Evidence("x", "1", 0, data, SizeChoice(32, "asked for"))
-    settings = Settings(folder, folder / "x.bundle", fit_steps=20)
+    settings = Settings(folder, folder / "x.bundle", method=method, fit_steps=20)
     spec = Input(height=32, width=32, source=SOURCE)
-    with one_thread():
-        return fit_heads(Job(settings, Clock(lambda *_: None), folder, spec, evidence, threads=1), features, plan)
+    return Job(settings, Clock(lambda *_: None), folder, spec, evidence, threads=1)
 
 
 def deviations(found: Heads) -> list[float]:
@@ -57,6 +62,40 @@ def test_a_folds_own_pictures_take_no_part_in_its_deviations(tmp_path: Path) -> 
     # the fold that holds the loud part out was fitted without it and is measured on the others alone
     assert ratios[own] == min(ratios)
     assert all(ratio > 5 * ratios[own] for i, ratio in enumerate(ratios) if i != own)
+
+
+def test_a_method_of_three_strides_learns_from_painted_defects(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = []
+    for name in ("good", "painted"):
+        (tmp_path / name).mkdir()
+        each = Features(tmp_path / name, ["float"])
+        each.pictures = PARTS
+        for i, shape in enumerate(((40, 8, 8), (112, 4, 4), (320, 2, 2))):
+            maps = on_disk(each._path(i), np.dtype(np.float32), (PARTS, *shape))
+            maps[:] = rng.normal(size=maps.shape)
+            each.maps.append(maps)
+        features.append(each)
+    covered = (rng.random((PARTS, 16, 16)) > 0.7).astype(np.float32)
+    job = _job(tmp_path, method="inp-former-pp")
+    order = np.arange(PARTS)
+    plan = SplitPlan([(order[:20], order[20:])], cross_fitted=False, words="")
+    with one_thread():
+        found = fit_heads(job, features[0], plan, PaintedPictures(features[1], covered, PARTS))
+    assert found.folds == [found.shipped]
+    assert job.evidence.fit_steps == 40  # of the reconstruction, and of its head
+    score, heat = found.shipped(*(torch.from_numpy(each[:2]) for each in features[0].maps), torch.ones(2, 16, 16))
+    assert torch.equal(score, heat.flatten(1).amax(1))
+
+
+def test_no_fit_sees_a_defect_painted_on_a_part_that_it_must_not_know(tmp_path: Path) -> None:
+    features = Features(tmp_path, ["float", "int8"])
+    features.pictures = 5
+    features.maps = [on_disk(features._path(0), np.dtype(np.float32), (10, 1, 1, 1))]
+    covered = np.arange(5, dtype=np.float32)[:, None, None]  # on good pictures 0, 1, 2, 0 and 1
+    found = PaintedPictures(features, covered, good=3).on(np.array([0, 2]))
+    assert found.rows.tolist() == [0, 2, 3, 5, 7, 8]
+    assert found.covered.ravel().tolist() == [0, 2, 3, 0, 2, 3]
 
 
 def test_held_out_pictures_take_no_part_in_the_deviations(tmp_path: Path) -> None:
