@@ -147,8 +147,8 @@ def read_data(
     remarks: list[str] = []
     kept = _near_in_size(_one_format(seen, skipped, remarks), skipped)
     if len(kept) < FEWEST_PARTS:
-        reasons = Counter(item.reason for item in skipped if item.path in set(files)).most_common(3)
-        because = "; skipped: " + ", ".join(f"{count} x {reason}" for reason, count in reasons) if reasons else ""
+        unread = [item for item in skipped if item.path in set(files)]
+        because = f"; skipped: {_by_reason(unread)}" if unread else ""
         raise DataError(
             f"{folder}: {len(kept)} usable good image(s) among {len(files)} file(s), at least {FEWEST_PARTS} are needed"
             f"{because}. Add images of good parts."
@@ -218,6 +218,18 @@ def _one_format(seen: Sequence[_Seen], skipped: list[Skipped], remarks: list[str
         Skipped(item.path, f"{item.channels} channel(s) of {item.bits} bits, the set has {words}") for item in others
     )
     return [item for item in seen if (item.channels, item.bits) == (channels, bits)]
+
+
+def _by_reason(skipped: Sequence[Skipped]) -> str:
+    """The commonest reasons, with the names of a few files each."""
+    names: dict[str, list[str]] = {}
+    for item in skipped:
+        names.setdefault(item.reason, []).append(item.path.name)
+    common = sorted(names.items(), key=lambda each: -len(each[1]))[:3]
+    return ", ".join(
+        f"{len(files)} x {reason} ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})"
+        for reason, files in common
+    )
 
 
 def _near_in_size(seen: Sequence[_Seen], skipped: list[Skipped]) -> list[_Seen]:

@@ -120,7 +120,7 @@ def _load(entry: EntryPoint) -> Callable[..., None]:
 def _call(entry: EntryPoint, arguments: list[str]) -> int:
     import typer  # noqa: PLC0415
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     app.command(name=entry.name, epilog="Exit codes: " + "; ".join(f"{c} {t}" for c, t in EXIT_CODES.items()))(
         _load(entry)
     )

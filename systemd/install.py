@@ -6,6 +6,7 @@ nothing outside these files is touched; docs/install.md has the commands that fo
 
 from __future__ import annotations
 
+import argparse
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -44,9 +45,12 @@ def install_units(root: Path, command: str) -> list[Path]:
 
 def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("/")
+    parser = argparse.ArgumentParser(
+        prog="python -m systemd.install", description="Install the units of this beltline."
+    )
+    parser.add_argument("root", nargs="?", type=Path, default=Path("/"), help="folder to install below, by default /")
     try:
-        written = install_units(root, f"{sys.prefix}/bin/beltline")
+        written = install_units(parser.parse_args().root, f"{sys.prefix}/bin/beltline")
     except (OSError, ValueError) as error:
         console.print(f"cannot install: {error}. Run it as root on the box.", markup=False)
         return 1

@@ -82,7 +82,7 @@ def test_three_images_are_too_few(tmp_path: Path, photographs, write) -> None:
 def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
     for i in range(30):
         (tmp_path / f"{i}.jpg").write_bytes(b"\xff\xd8 broken")
-    with pytest.raises(DataError, match=r"0 usable.*30 x damaged JPEG"):
+    with pytest.raises(DataError, match=r"0 usable.*30 x damaged JPEG.*\(0\.jpg, 1\.jpg, 10\.jpg, \.\.\.\)"):
         read_data(tmp_path)
 
 

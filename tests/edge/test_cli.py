@@ -37,6 +37,12 @@ def test_help_imports_no_command() -> None:
         assert word in done.stdout
 
 
+@pytest.mark.parametrize(("command", "words"), [("run", "without a [reject] table"), ("publish", "with [mqtt]")])
+def test_help_loses_no_words_in_brackets(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edge.cli.main([command, "--help"]) == 0
+    assert words in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 def test_every_entry_point_has_its_line_of_help() -> None:
     assert {entry.name for entry in edge.cli.entry_points(group=edge.cli.GROUP)} <= set(edge.cli.COMMANDS)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from systemd.install import TARGETS, install_units
+from systemd.install import TARGETS, install_units, main
 
 COMMAND = "/srv/line/bin/beltline"
 UNITS = ("beltline.service", "beltline-publish.service")
@@ -124,3 +125,16 @@ def test_every_packaged_file_is_installed() -> None:
 def test_a_command_that_no_unit_can_start_is_refused(tmp_path: Path, command: str) -> None:
     with pytest.raises(ValueError, match="cannot stand in a unit"):
         install_units(tmp_path, command)
+
+
+def test_an_option_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, code in ((["--help"], 0), (["--root", "x"], 2)):
+        monkeypatch.setattr(sys, "argv", ["install", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["install", str(tmp_path / "root")])
+    assert main() == 0
+    assert all((tmp_path / "root" / target).is_file() for target in TARGETS.values())
