@@ -6,9 +6,10 @@ into a segmentation head of transposed and plain convolutions, fitted with a Dic
 sum of reconstruction error and head.
 
 Ours, each measured (docs/methods.md): the head sees the trunk's maps beside the residual, which alone is too poor on a
-light trunk; a focal term, and good pictures too; the error's length without the cosine, which ranks worst here; the
-error counted in deviations of good parts at its place; the head added as a logit, as evidence adds, not as a
-probability; the maximum as the score.
+light trunk; a focal term, and good pictures too; the mean logit of several heads, for one alone depends on its seed;
+the error's length without the cosine, which ranks worst here; the error counted in deviations of good parts at its
+place, less half of the picture's mean, for light and surface move the whole picture; error times the head's softened
+probability in place of their sum; the maximum as the score.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from compile.methods.lite_groups import LiteGroups
 from compile.standardise import Spread, Standardised
 
 WIDTH, FINE_WIDTH = 128, 32  # channels of the head, before and after its last doubling
-CONFIDENCE = 0.5  # deviations of the reconstruction that one unit of the head's logit is worth
-SURE = 8.0  # the head's logit counts from here: below it a place is as good as can be
+SOFTNESS = 8.0  # divides the head's logit: a head that is sure weighs no more than the error
+OWN_LEVEL = 0.5  # share of the picture's mean error that is taken from it
 
 
 class Reconstruction(nn.Module):
@@ -87,15 +88,36 @@ class SegmentationHead(nn.Module):
 
 
 class INPFormerPP(nn.Module):
-    """Trunk maps to two maps, whose mean is the error's deviations plus the head's weighted logit; at least 0 both."""
+    """Trunk maps to one map [B, 4h, 4w] at stride 4, at least 0: the error times what the heads make of it.
 
-    def __init__(self, reconstruction: Reconstruction, spread: Spread, head: SegmentationHead) -> None:
+    Args:
+        reconstruction: of the trunk's maps, h and w at stride 16.
+        spread: its errors on good pictures.
+        heads: fitted on it, at least one.
+
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, reconstruction: Reconstruction, spread: Spread, heads: Sequence[SegmentationHead]) -> None:
         super().__init__()
         self.reconstruction = reconstruction
         self.deviations = Standardised(reconstruction, [spread])
-        self.head = head
+        self.heads = nn.ModuleList(heads)
+        height, width = spread.sums[0].shape
+        self.register_buffer("rows", _finer(height), persistent=False)
+        self.register_buffer("columns", _finer(width).T.contiguous(), persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         error, seen = self.reconstruction.explain(features)
-        logit = self.head([*features, seen])
-        return 2 * self.deviations.count(0, error), 2 * CONFIDENCE * (logit + SURE).clamp(min=0)
+        logit = mean([head([*features, seen]) for head in self.heads])
+        found = self.deviations.count(0, error)
+        above = (found - OWN_LEVEL * found.mean((1, 2), keepdim=True)).clamp(min=0)
+        return ((self.rows @ above @ self.columns) * (logit / SOFTNESS).sigmoid(),)
+
+
+def _finer(cells: int) -> Tensor:
+    """[4 * cells, cells]: linear interpolation; maps of all strides begin at one point, so 4i lies where i lies."""
+    at = (torch.arange(4 * cells) / 4).clamp(max=cells - 1)
+    return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0)

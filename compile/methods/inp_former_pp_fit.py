@@ -24,7 +24,8 @@ from compile.methods.inp_former_lite import fit_inp_former_lite
 from compile.methods.inp_former_pp import INPFormerPP, Reconstruction, SegmentationHead
 from compile.standardise import measure_spread
 
-STEPS = 300  # of the head
+HEADS = 2
+STEPS = 300  # of each
 PAINTED_BATCH, GOOD_BATCH = 8, 4
 RATE = 1e-3
 NOISE = 0.1  # of a channel's deviation
@@ -59,16 +60,19 @@ def fit_inp_former_pp(
     fitted = fit_inp_former_lite(features, seed=seed, steps=steps, recipe=PLUS_PLUS, progress=progress)
     reconstruction = Reconstruction(fitted.groups, fitted.model).eval()
     spread = measure_spread(reconstruction, features)
-    head = _fit_head(
-        reconstruction,
-        features,
-        painted,
-        covered,
-        seed=seed,
-        steps=STEPS if steps is None else min(STEPS, steps),
-        progress=progress,
-    )
-    return INPFormerPP(reconstruction, spread, head).eval().requires_grad_(requires_grad=False)
+    heads = [
+        _fit_head(
+            reconstruction,
+            features,
+            painted,
+            covered,
+            seed=HEADS * seed + turn,
+            steps=STEPS if steps is None else min(STEPS, steps),
+            progress=None if progress is None else partial(_tell, progress, turn),
+        )
+        for turn in range(HEADS)
+    ]
+    return INPFormerPP(reconstruction, spread, heads).eval().requires_grad_(requires_grad=False)
 
 
 def _fit_head(
@@ -108,6 +112,10 @@ def _fit_head(
             if progress is not None:
                 progress("fit head", step + 1, steps)
     return head
+
+
+def _tell(progress: Progress, turn: int, what: str, done: int, of: int) -> None:
+    progress(what, turn * of + done, HEADS * of)
 
 
 def objective(logit: Tensor, mask: Tensor, painted: int) -> Tensor:

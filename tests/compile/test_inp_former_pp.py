@@ -13,7 +13,7 @@ from compile.anomaly_graph import AnomalyHead
 from compile.export import export
 from compile.methods import FitError, inp_former_lite, inp_former_pp_fit
 from compile.methods.inp_former import cosine_distance
-from compile.methods.inp_former_pp import CONFIDENCE, SURE, INPFormerPP, SegmentationHead
+from compile.methods.inp_former_pp import INPFormerPP, SegmentationHead
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp, objective
 from compile.methods.lite_groups import Grouped, LiteGroups, fit_groups
 from compile.methods.registry import METHODS, Samples
@@ -115,22 +115,29 @@ def test_the_error_is_a_length_and_the_residual_is_weighted_by_the_cosine(fitted
 
 def test_the_head_finds_what_it_was_never_shown(fitted: INPFormerPP) -> None:
     odd, covered = spoilt(good_maps(12, seed=3), seed=4)
-    deviations, sure = fitted(tensors(odd))
-    assert min(deviations.min(), sure.min()) >= 0
-    assert sure.shape == (12, 16, 24)
-    assert roc_auc_score(covered.ravel() > 0, sure.numpy().ravel()) > 0.95
-    assert roc_auc_score(covered[:, ::4, ::4].ravel() > 0, deviations.numpy().ravel()) > 0.8
-    quiet = fitted(tensors(good_maps(12, seed=3)))[1]
-    assert sure.amax((1, 2)).min() > quiet.amax((1, 2)).max()
+    (found,) = fitted(tensors(odd))
+    assert found.min() >= 0
+    assert found.shape == (12, 16, 24)
+    assert roc_auc_score(covered.ravel() > 0, found.numpy().ravel()) > 0.9
+    (quiet,) = fitted(tensors(good_maps(12, seed=3)))
+    assert found.amax((1, 2)).min() > quiet.amax((1, 2)).max()
+    for head in fitted.heads:
+        logit = head([*tensors(odd), fitted.reconstruction.explain(tensors(odd))[1]])
+        assert roc_auc_score(covered.ravel() > 0, logit.numpy().ravel()) > 0.95
 
 
-def test_evidence_adds_as_deviations_and_half_a_logit(fitted: INPFormerPP) -> None:
+def test_the_map_is_the_error_above_half_its_mean_times_the_heads_soft_probability(fitted: INPFormerPP) -> None:
     features = tensors(good_maps(3, seed=8))
     error, seen = fitted.reconstruction.explain(features)
-    first, second = fitted(features)
-    assert torch.allclose(first, 2 * fitted.deviations.count(0, error))
-    logit = fitted.head([*features, seen])
-    assert torch.allclose(second / 2, CONFIDENCE * (logit + SURE).clamp(min=0))
+    found = fitted.deviations.count(0, error).numpy().astype(float)
+    logit = np.mean([head([*features, seen]).numpy().astype(float) for head in fitted.heads], axis=0)
+    assert len(fitted.heads) > 1
+    above = np.maximum(found - found.mean((1, 2), keepdims=True) / 2, 0)
+    (fine,) = fitted(features)
+    expected = above / (1 + np.exp(-logit[:, ::4, ::4] / 8))  # every fourth fine cell lies where a cell lies
+    np.testing.assert_allclose(fine[:, ::4, ::4].numpy(), expected, rtol=1e-4, atol=1e-4)
+    between = (above[:, 1, 1] * 0.25 + above[:, 1, 2] * 0.75) / (1 + np.exp(-logit[:, 4, 7] / 8))
+    np.testing.assert_allclose(fine[:, 4, 7].numpy(), between, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_trains_nothing_of_the_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +165,7 @@ def test_a_seed_fixes_the_fit_and_touches_nobody_elses() -> None:
     first, again, other = (fit_inp_former_pp(good, painted, covered, seed=s, steps=3).state_dict() for s in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["head.leave.weight"], other["head.leave.weight"])
+    assert not torch.equal(first["heads.0.leave.weight"], other["heads.0.leave.weight"])
 
 
 def test_maps_that_are_not_finite_end_the_fit() -> None:
