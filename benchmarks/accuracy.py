@@ -27,11 +27,12 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from benchmarks.line import LineRun, run_line
 from benchmarks.record import RESULTS, budgets, machine
 from calibration.threshold import DEFAULT_TARGET, ThresholdResult, overkill_interval, rank_for
-from compile.backbone import Trunk
+from compile.backbones.choice import DEFAULT
 from compile.bench.score import score_maps
 from compile.evaluate import load_masks, test_row
 from compile.evidence import Interval, TestRow
@@ -153,7 +154,7 @@ def _patchcore(
 ) -> Scored:
     """Fit PatchCore on the very parts that the shipped head learned from, and score the test pictures."""
     method, side = find_method("patchcore"), compiled.bundle.manifest.map_height
-    trunk = Trunk(method.strides)
+    trunk = DEFAULT.build(method.levels, compiled.bundle.manifest.input.height)
     plan = plan_split(groups, settings.target_false_reject or DEFAULT_TARGET, settings.seed)
     learned = good if plan.cross_fitted else good[plan.folds[0][0]]
     maps = _maps(trunk, learned)
@@ -162,7 +163,7 @@ def _patchcore(
 
 
 @torch.inference_mode()
-def _maps(trunk: Trunk, pictures: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+def _maps(trunk: nn.Module, pictures: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     found = [trunk(torch.from_numpy(np.array(pictures[i : i + 8]))) for i in range(0, len(pictures), 8)]
     return [torch.cat(level).numpy() for level in zip(*found, strict=True)]
 

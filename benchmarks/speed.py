@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from benchmarks.record import Record, budgets, interleaved_ms, median
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
+from compile.backbones.choice import MAP_LIMIT
 from compile.export import export, join
-from compile.job import MAP_LIMIT
 from compile.methods.varad import VarAD
 from compile.onnx_session import open_session
 from compile.precision import FREE_FLOAT, calibrate
@@ -78,7 +78,7 @@ def _whole_call(bundle: Bundle, record: Record, budget: dict[str, float]) -> Non
 
 def _trunk_alone(model: onnx.ModelProto) -> onnx.ModelProto:
     """Cut the trunk out of the joined graph: the nodes that its maps need."""
-    outputs = [f"trunk/{name}" for name in map_names(Trunk().strides)]
+    outputs = [f"trunk/{name}" for name in map_names(Trunk().levels)]
     makers = {name: node for node in model.graph.node for name in node.output}
     needed, wanted = set(), list(outputs)
     while wanted:
@@ -124,7 +124,7 @@ def _graphs(side: int, map_side: int, image: NDArray[np.uint8]) -> dict[str, tup
     grids = [(m.shape[2], m.shape[3]) for m in maps]
     head = AnomalyHead(VarAD(trunk.channels, grids), grids, (map_side, map_side))
     example = (*(torch.zeros(2, *m.shape[1:]) for m in maps), torch.ones(2, *head.map_size))
-    exported = export(head.eval(), example, [*map_names(trunk.strides), "mask"], ["score", "map"])
+    exported = export(head.eval(), example, [*map_names(trunk.levels), "mask"], ["score", "map"])
     whole = export_trunk(trunk, side)
     _, plain = calibrate(whole, [image])
     rounded = render(whole, plain, ONNX_RUNTIME, keep_float=quantised_nodes(whole)[:FREE_FLOAT])

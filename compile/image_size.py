@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from compile.backbones.choice import DEFAULT, Backbone
 from compile.onnx_session import open_session
 from edge.errors import BeltlineError
 
-STEP = 32  # the trunk's stride 16, twice
-SMALLEST, LARGEST = 128, 1024
-DEFECT_PIXELS = 8  # at the graph's input: one cell of the finest hierarchy
 ASSUMED_DEFECT = 20.0  # source pixels, where nobody stated it; the size then stays within the next two
 DEFAULT_SMALLEST, DEFAULT_LARGEST = 256, 384
 HEAD_SHARE = 0.6  # time of the head relative to the trunk; the report has the measured times of the whole graph
@@ -40,49 +38,56 @@ def choose_size(
     smallest_defect_px: float | None = None,
     budget_ms: float | None = None,
     ms_per_megapixel: float | None = None,
+    backbone: Backbone = DEFAULT,
 ) -> SizeChoice:
-    """Choose the input's side.
+    """Choose the input's side, such that the smallest defect covers a cell of the backbone's finest map.
 
     Args:
         longer_side: of the largest source picture, pixels; the picture is stretched to a square.
-        size: asked for, a multiple of 32: then nothing is chosen.
+        size: asked for, of those that the backbone takes: then nothing is chosen.
         smallest_defect_px: diameter of the smallest defect that must be found, source pixels; at least 1.
         budget_ms: time for the graph on one thread, finite and above zero.
         ms_per_megapixel: of the graph on this machine; needed with a budget.
+        backbone: whose step, cell and limits count.
 
     Raises:
         ImageSizeError: the budget is too small for the smallest input.
 
     """
+    cell, step, (smallest, largest) = backbone.cell, backbone.step, backbone.sides
     if size is not None:
-        return SizeChoice(size, f"{size} px was asked for with --size.", _missed(size, longer_side, smallest_defect_px))
+        missed = _missed(size, longer_side, smallest_defect_px, cell)
+        return SizeChoice(size, f"{size} px was asked for with --size.", missed)
     defect = smallest_defect_px if smallest_defect_px is not None else ASSUMED_DEFECT
-    chosen = _up(DEFECT_PIXELS * longer_side / defect)
+    chosen = _up(cell * longer_side / defect, step)
     stated = "stated" if smallest_defect_px is not None else "not stated and taken"
     words = [f"The smallest defect is {stated} to be {defect:.3g} px of the source's {longer_side} px."]
-    words.append(f"It must cover {DEFECT_PIXELS} px of the input: {chosen} px.")
-    if smallest_defect_px is None and not DEFAULT_SMALLEST <= chosen <= DEFAULT_LARGEST:
-        chosen = min(max(chosen, DEFAULT_SMALLEST), DEFAULT_LARGEST)
+    words.append(f"It must cover {cell} px of the input: {chosen} px.")
+    least, most = _up(DEFAULT_SMALLEST, step), _up(DEFAULT_LARGEST, step)
+    if smallest_defect_px is None and not least <= chosen <= most:
+        chosen = min(max(chosen, least), most)
         words.append(
-            f"While it is not stated the input has {DEFAULT_SMALLEST} to {DEFAULT_LARGEST} px: {chosen} px; "
+            f"While it is not stated the input has {least} to {most} px: {chosen} px; "
             "--smallest-defect says what the product needs."
         )
-    if chosen > _up(longer_side):
-        chosen = _up(longer_side)
+    if chosen > _up(longer_side, step):
+        chosen = _up(longer_side, step)
         words.append(f"The source has no more than {longer_side} px: {chosen} px.")
-    chosen = min(max(chosen, SMALLEST), LARGEST)
+    chosen = min(max(chosen, smallest), largest)
     if budget_ms is not None:
         assert ms_per_megapixel is not None
-        affordable = int(min((budget_ms / ms_per_megapixel * 1e6) ** 0.5, LARGEST)) // STEP * STEP
+        affordable = int(min((budget_ms / ms_per_megapixel * 1e6) ** 0.5, largest)) // step * step
         words.append(
             f"{budget_ms:g} ms pay for {affordable} px here ({ms_per_megapixel:.0f} ms per megapixel, one thread)."
         )
-        if affordable < SMALLEST:
-            least = SMALLEST**2 * ms_per_megapixel / 1e6
-            raise ImageSizeError(f"--budget-ms {budget_ms:g}: {SMALLEST} px take {least:.1f} ms here. Allow more time.")
+        if affordable < smallest:
+            time_ms = smallest**2 * ms_per_megapixel / 1e6
+            raise ImageSizeError(
+                f"--budget-ms {budget_ms:g}: {smallest} px take {time_ms:.1f} ms here. Allow more time."
+            )
         chosen = min(chosen, affordable)
     words.append(f"Chosen: {chosen} px.")
-    return SizeChoice(chosen, " ".join(words), _missed(chosen, longer_side, smallest_defect_px))
+    return SizeChoice(chosen, " ".join(words), _missed(chosen, longer_side, smallest_defect_px, cell))
 
 
 def measure_ms_per_megapixel(trunk: onnx.ModelProto, runs: int = 9) -> float:
@@ -102,12 +107,12 @@ def measure_ms_per_megapixel(trunk: onnx.ModelProto, runs: int = 9) -> float:
     return float(statistics.median(times[2:]) * (1 + HEAD_SHARE) / (height * width / 1e6))
 
 
-def _up(pixels: float) -> int:
-    return int(-(-pixels // STEP) * STEP)
+def _up(pixels: float, step: int) -> int:
+    return int(-(-pixels // step) * step)
 
 
-def _missed(size: int, longer_side: int, defect: float | None) -> str:
-    seen = DEFECT_PIXELS * longer_side / size
+def _missed(size: int, longer_side: int, defect: float | None, cell: int) -> str:
+    seen = cell * longer_side / size
     if defect is None or seen <= defect * 1.0001:
         return ""
     return (

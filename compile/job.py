@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 
+from compile.backbones.choice import DEFAULT, Backbone
 from compile.evidence import Evidence
 from edge.bundle import GraphName, Input
 
@@ -18,7 +19,6 @@ Progress = Callable[[str, int, int], None]  # (step, done, of)
 Graphs = dict[GraphName, onnx.ModelProto]
 
 FILES: dict[GraphName, str] = {"float": "model.onnx", "int8": "model.int8.onnx", "trt": "model.trt.onnx"}
-MAP_LIMIT = 256  # pixels a side
 LEAST_FIT_STEPS = 20
 
 
@@ -39,6 +39,7 @@ class Settings:
     version: str = "1"
     method: str = "varad"
     fit_steps: int | None = None  # the method's own
+    backbone: str = DEFAULT.name
 
 
 @dataclass(slots=True)
@@ -69,8 +70,9 @@ class Job:
     work: Path  # scratch folder
     spec: Input
     evidence: Evidence
+    backbone: Backbone = DEFAULT
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     @property
     def map_side(self) -> int:
-        return min(MAP_LIMIT, self.spec.height // 2)
+        return self.backbone.map_side(self.spec.height)

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
+from compile.backbones.dinov2 import DINOv2
 from compile.export import export, join
 from compile.features import Features, on_disk
 from compile.fitting import Fit, Painted, fit_all
 from compile.job import FILES, Graphs, Job
 from compile.methods.registry import find_method
-from compile.precision import CalibrationRecord, calibrate, render_accurately
+from compile.precision import CalibrationRecord, calibrate, render_accurately, render_in_half
 from compile.pseudo_defects import paint_pictures, wanted
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan
@@ -49,11 +50,18 @@ class PaintedPictures:
         return Painted(self.features.files, self.features.rows_of(chosen), covered)
 
 
-def render_trunks(job: Job, trunk: Trunk, pictures: NDArray[np.uint8]) -> tuple[Graphs, CalibrationRecord]:
-    """Export the trunk and render both INT8 forms from one record of `pictures`, which the head is fitted on too."""
+def render_trunks(job: Job, trunk: Trunk | DINOv2, pictures: NDArray[np.uint8]) -> tuple[Graphs, CalibrationRecord]:
+    """Export the trunk and render both INT8 forms from one record of `pictures`, which the head is fitted on too.
+
+    Of a vision transformer half precision is rendered for TensorRT, and nothing for ONNX Runtime.
+    """
     trunks: Graphs = {"float": export_trunk(trunk, job.spec.height)}
     rows = np.linspace(0, len(pictures) - 1, min(CALIBRATION_PICTURES, len(pictures))).astype(int)
     chosen = [pictures[i] for i in rows]
+    if job.backbone.family == "vit":
+        job.evidence.renderings["trt"] = found = render_in_half(trunks["float"], chosen)
+        trunks["trt"] = found.model
+        return trunks, CalibrationRecord("none", 0, {})
     record, plain = calibrate(trunks["float"], chosen, job.clock.ticks("calibrate"))
     for target in (ONNX_RUNTIME, TENSORRT):
         tick = job.clock.ticks(f"quantise {target.name}")
@@ -97,6 +105,7 @@ def fit_heads(job: Job, features: Features, plan: SplitPlan, painted: PaintedPic
         Fit(
             step,
             job.settings.method,
+            job.backbone,
             features.files,
             features.rows_of(pictures),
             None if measured is None else features.rows_of(measured),
@@ -114,7 +123,7 @@ def fit_heads(job: Job, features: Features, plan: SplitPlan, painted: PaintedPic
         else own.model
         for own in fitted
     ]
-    method = find_method(job.settings.method)
+    method = find_method(job.settings.method, job.backbone)
     heads = [method.head(each, features.maps, (job.map_side, job.map_side)) for each in models]
     job.evidence.fit_steps = fitted[-1].steps
     return Heads(heads[: len(plan.folds)], heads[-1])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from calibration.threshold import DEFAULT_TARGET
 from compile.anomaly_graph import AnomalyGraph
-from compile.backbone import Trunk
+from compile.backbones.choice import Backbone, find_backbone
 from compile.bundle_writer import check_writable, replacing, report_path, to_json, write_bundle
 from compile.data import FEWEST_PARTS, DataError, DataSet, Skipped, read_data
 from compile.evidence import Evidence
@@ -26,7 +26,7 @@ from compile.fitting import one_thread
 from compile.golden import golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
-from compile.methods.registry import find_method
+from compile.methods.registry import Method, find_method
 from compile.model import export_graphs, extract, fit_heads, paint_samples, render_trunks
 from compile.precision import CalibrationRecord
 from compile.proof import (
@@ -43,7 +43,7 @@ from compile.proof import (
 from compile.report import render_report
 from compile.split_plan import plan_split
 from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
-from compile.trunk_graph import export_trunk
+from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import check_wishes
 from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Threshold
 
@@ -53,6 +53,7 @@ PRECISIONS: dict[GraphName, str] = {
     "int8": "int8 Q/DQ (uint8 activations, 7-bit weights)",
     "trt": "int8 Q/DQ (symmetric int8 activations)",
 }
+HALF = "float16 linear layers, float32 between them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +73,21 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
         CalibrationError, FitError, BundleError: the same, from the step that names it.
 
     """
-    check_wishes(settings)
+    backbone = find_backbone(settings.backbone)
+    method = check_wishes(settings, backbone)
     check_writable(settings.output)
     clock = Clock(progress)
     with one_thread(), tempfile.TemporaryDirectory(prefix="beltline-") as folder:
         with clock.step("read"):
             data = read_data(settings.data, settings.group_by, clock.ticks("read files"))
         with clock.step("size"):
-            size = _size(settings, data)
+            size = _size(settings, data, backbone, method)
         evidence = Evidence(settings.name or settings.output.stem, settings.version, settings.seed, data, size)
         evidence.seconds = clock.seconds
         evidence.machine = _machine()
         evidence.warnings += [size.warning] if size.warning else []
         spec = Input(height=size.size, width=size.size, source=data.source)
-        return _compile(Job(settings, clock, Path(folder), spec, evidence))
+        return _compile(Job(settings, clock, Path(folder), spec, evidence, backbone))
 
 
 def _compile(job: Job) -> Compiled:
@@ -96,8 +98,8 @@ def _compile(job: Job) -> Compiled:
     plan = plan_split(groups, job.settings.target_false_reject or DEFAULT_TARGET, job.settings.seed)
     job.evidence.split = plan.words
     extrapolates(job.settings, int(np.unique(groups[plan.held]).size))  # too few parts are said before the fit
-    method = find_method(job.settings.method)
-    trunk = Trunk(method.strides)
+    method = find_method(job.settings.method, job.backbone)
+    trunk = job.backbone.build(method.levels, job.spec.height)
     with step("quantise"):
         trunks, record = render_trunks(job, trunk, pictures[plan.folds[0][0]])
     with step("features"):
@@ -134,16 +136,18 @@ def _compile(job: Job) -> Compiled:
         return _write(job, graphs, record, golden, groups)
 
 
-def _size(settings: Settings, data: DataSet) -> SizeChoice:
+def _size(settings: Settings, data: DataSet, backbone: Backbone, method: Method) -> SizeChoice:
     cost = None
     if settings.budget_ms is not None and settings.size is None:
-        cost = measure_ms_per_megapixel(export_trunk(Trunk(find_method(settings.method).strides), MEASURED_SIZE))
+        side = MEASURED_SIZE // backbone.step * backbone.step
+        cost = measure_ms_per_megapixel(export_trunk(backbone.build(method.levels, side), side))
     return choose_size(
         data.longer_side,
         size=settings.size,
         smallest_defect_px=settings.smallest_defect_px,
         budget_ms=settings.budget_ms,
         ms_per_megapixel=cost,
+        backbone=backbone,
     )
 
 
@@ -174,7 +178,7 @@ def _write(
     job: Job, graphs: Graphs, record: CalibrationRecord, golden: NDArray[np.uint8], groups: NDArray[np.int64]
 ) -> Compiled:
     found, wanted = job.evidence, job.settings
-    method = find_method(wanted.method)
+    method = find_method(wanted.method, job.backbone)
     report = render_report(found).encode()
     files = {
         **{FILES[name]: model.SerializeToString(deterministic=True) for name, model in graphs.items()},
@@ -196,14 +200,15 @@ def _write(
         graphs={
             name: Graph(
                 file=FILES[name],
-                precision=PRECISIONS[name],
+                precision=HALF if name == "trt" and job.backbone.family == "vit" else PRECISIONS[name],
                 runtime="tensorrt" if name == "trt" else "onnxruntime",
             )
             for name in graphs
         },
         provenance={
             "beltline": version("beltline"),
-            "backbone": f"EfficientNet-Lite0, strides {', '.join(map(str, method.strides))}, frozen",
+            "backbone": f"{job.backbone.title}, {', '.join(map_names(method.levels))}, frozen",
+            "backbone_sha256": job.backbone.digest(),
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": version("onnxruntime"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from calibration.ranges import METHODS, Histogram, histogram, merge
 from compile.compensation import round_trunk
+from compile.half import render_half
 from compile.onnx_session import open_session, with_outputs
 from compile.quantise import Array, Target, calibrated_tensors, quantised_nodes, render
 
@@ -48,7 +49,7 @@ class FloatNode:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """An INT8 form of the trunk and what it changes: relative change per map, of their spread."""
+    """A reduced form of the trunk and what it changes: relative change per map, of their spread."""
 
     model: onnx.ModelProto
     change: list[float]
@@ -114,6 +115,14 @@ def render_accurately(
             if max(found.change) <= FEATURE_BUDGET:
                 break
     return found
+
+
+def render_in_half(trunk: onnx.ModelProto, pictures: Sequence[NDArray[np.uint8]]) -> Rendering:
+    """Render a trunk in half precision, and measure what that changes."""
+    images = np.stack(pictures[-PROBES:])
+    model = render_half(trunk)
+    change = _changes(_maps(model, images), _maps(trunk, images))
+    return Rendering(model, change, change, [])
 
 
 def _maps(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Array]:

@@ -40,7 +40,7 @@ def set_thresholds(
     target = job.settings.target_false_reject or default_target(parts)
     extrapolated = extrapolates(job.settings, parts)
     rule = tail_threshold if extrapolated else set_threshold
-    for name in FILES:
+    for name in (each for each in FILES if each in features.renderings):
         scores = np.concatenate(
             [
                 features.score(head, name, rows, job.map_side)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 
-from compile.image_size import LARGEST, SMALLEST, STEP
+from compile.backbones.choice import DEFAULT, Backbone
 from compile.job import LEAST_FIT_STEPS, Settings
-from compile.methods.registry import UnknownMethodError, find_method
+from compile.methods.registry import Method, UnknownMethodError, find_method
 from edge.errors import BeltlineError
 
 SMALLEST_TARGET = 1e-6  # no set of good parts says anything about rarer rejects
@@ -19,16 +19,28 @@ class WishError(BeltlineError):
     """A wish that no data could meet. The message has the option, the value and what is allowed."""
 
 
-def check_wishes(wanted: Settings) -> None:
-    """Refuse wishes that make no sense whatever the data.
+def check_side(side: int, backbone: Backbone) -> None:
+    """Refuse a size that the backbone does not take.
+
+    Raises:
+        WishError: it is none.
+
+    """
+    smallest, largest = backbone.sides
+    if side % backbone.step or not smallest <= side <= largest:
+        raise WishError(f"--size {side}: give a multiple of {backbone.step} from {smallest} to {largest}.")
+
+
+def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
+    """Refuse wishes that make no sense whatever the data, and give the method.
 
     Raises:
         WishError: for the first of them.
 
     """
-    size, defect, budget, target = wanted.size, wanted.smallest_defect_px, wanted.budget_ms, wanted.target_false_reject
-    if size is not None and (size % STEP or not SMALLEST <= size <= LARGEST):
-        raise WishError(f"--size {size}: give a multiple of {STEP} from {SMALLEST} to {LARGEST}.")
+    defect, budget, target = wanted.smallest_defect_px, wanted.budget_ms, wanted.target_false_reject
+    if wanted.size is not None:
+        check_side(wanted.size, backbone)
     if defect is not None and not 1 <= defect < math.inf:
         raise WishError(f"--smallest-defect {defect}: give a diameter of at least 1 source pixel.")
     if budget is not None and not 0 < budget < math.inf:
@@ -42,7 +54,7 @@ def check_wishes(wanted: Settings) -> None:
     if wanted.fit_steps is not None and wanted.fit_steps < LEAST_FIT_STEPS:
         raise WishError(f"--fit-steps {wanted.fit_steps}: at least {LEAST_FIT_STEPS} are needed.")
     try:
-        find_method(wanted.method)
+        method = find_method(wanted.method, backbone)
     except UnknownMethodError as error:
         raise WishError(f"--method: {error}") from error
     if wanted.group_by not in GROUPINGS:
@@ -53,3 +65,4 @@ def check_wishes(wanted: Settings) -> None:
                 f"--group-by {wanted.group_by!r}: give {' or '.join(GROUPINGS)}, or a regular expression "
                 f"(this is none: {error})."
             ) from error
+    return method

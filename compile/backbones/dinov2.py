@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edge.errors import BeltlineError
+from compile.backbones import BackboneError
 
 if TYPE_CHECKING:
     from transformers import Dinov2WithRegistersModel
@@ -65,10 +66,6 @@ PUBLISHED = {
 }
 
 
-class BackboneError(BeltlineError):
-    """A backbone cannot be had as asked for. The message says which, why and what to do."""
-
-
 class DINOv2(nn.Module):
     """image uint8 [B, H, W, 3] RGB -> one float32 map [B, C, H/14, W/14] per group of taps.
 
@@ -78,6 +75,7 @@ class DINOv2(nn.Module):
         groups: blocks (from 0) whose outputs are averaged, one tuple per map.
 
     Attributes:
+        levels: the groups.
         channels: C of each map.
         grids: height and width of each map.
 
@@ -93,7 +91,7 @@ class DINOv2(nn.Module):
             )
         if any(side < config.patch_size or side % config.patch_size for side in size):
             raise BackboneError(f"pictures of {size[0]}x{size[1]}: give multiples of the patch, {config.patch_size}")
-        self.groups = [tuple(group) for group in groups]
+        self.levels = tuple(tuple(group) for group in groups)
         self.grid = (size[0] // config.patch_size, size[1] // config.patch_size)
         self.channels = (int(config.hidden_size),) * len(groups)
         self.grids = (self.grid,) * len(groups)
@@ -121,7 +119,7 @@ class DINOv2(nn.Module):
             found = block(x)
             x = found[0] if isinstance(found, tuple) else found  # transformers 4 puts out tuples
             outputs.append(x)
-        return tuple(self._map([outputs[tap] for tap in group]) for group in self.groups)
+        return tuple(self._map([outputs[tap] for tap in group]) for group in self.levels)
 
     def _map(self, taps: list[Tensor]) -> Tensor:
         mean: Tensor = sum(taps[1:], taps[0]) * (1.0 / len(taps))
@@ -139,13 +137,69 @@ def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return resized[:, :, : grid[0], : grid[1]].flatten(2).transpose(1, 2).contiguous()
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a trunk's weights lie, and what its configuration says of it."""
+
+    folder: Path
+    width: int
+    blocks: int
+    patch: int
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """Their files."""
+        return tuple(sorted(self.folder.glob("*.safetensors")))
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Blocks that INP-Former's code taps in a model of this depth."""
+        for vit in PUBLISHED.values():
+            if self.blocks == vit.blocks:
+                return vit.taps
+        known = sorted({vit.blocks for vit in PUBLISHED.values()})
+        raise BackboneError(
+            f"{self.folder}: {self.blocks} blocks, and no taps are published for so many, only for {known}. Give taps."
+        )
+
+
+def find_dinov2(source: str | Path) -> Source:
+    """Find a model in a folder, or fetch it from the hub, and read its configuration; its weights are not read yet.
+
+    Args:
+        source: a folder with config.json and safetensors, or a name on the Hugging Face hub (`PUBLISHED`).
+
+    Raises:
+        BackboneError: no such folder or name, another kind of model, pickled weights, `transformers` not installed.
+
+    """
+    folder = _find(source)
+    config = _read_config(folder)
+    if find_spec("transformers") is None:
+        raise BackboneError(INSTALL)
+    return Source(folder, *(int(config.get(name, 0)) for name in ("hidden_size", "num_hidden_layers", "patch_size")))
+
+
+def runs(taps: Sequence[int], groups: int) -> tuple[tuple[int, ...], ...]:
+    """Split taps into equal groups, one map each.
+
+    Raises:
+        BackboneError: they do not split.
+
+    """
+    if groups < 1 or not taps or len(taps) % groups:
+        raise BackboneError(f"{len(taps)} taps in {groups} groups: give equal groups, one tap at least in each")
+    each = len(taps) // groups
+    return tuple(tuple(taps[i : i + each]) for i in range(0, len(taps), each))
+
+
 def load_dinov2(
     source: str | Path, size: int | tuple[int, int], *, taps: Sequence[int] | None = None, groups: int = 2
 ) -> DINOv2:
     """Load a trunk for pictures of one size.
 
     Args:
-        source: a folder with config.json and safetensors, or a name on the Hugging Face hub (`PUBLISHED`).
+        source: as for `find_dinov2`.
         size: height and width of the picture, or its side.
         taps: blocks, from 0; by default those of section "Encoder" of INP-Former's code for ViT-S, B and L.
         groups: equal runs of taps, one map each.
@@ -155,14 +209,13 @@ def load_dinov2(
             configuration, taps unknown, size no multiple of the patch.
 
     """
-    folder = _find(source)
-    config = _read_config(folder)
-    chosen = tuple(taps) if taps is not None else _taps(config, folder)
-    if groups < 1 or not chosen or len(chosen) % groups:
-        raise BackboneError(f"{len(chosen)} taps in {groups} groups: give equal groups, one tap at least in each")
-    each = len(chosen) // groups
-    runs = [chosen[i : i + each] for i in range(0, len(chosen), each)]
-    return DINOv2(_load(folder), (size, size) if isinstance(size, int) else size, runs)
+    found = find_dinov2(source)
+    return build_dinov2(found, size, runs(found.taps if taps is None else taps, groups))
+
+
+def build_dinov2(source: Source, size: int | tuple[int, int], groups: Sequence[Sequence[int]]) -> DINOv2:
+    """Load a trunk whose groups of blocks are known; raises as `load_dinov2` does."""
+    return DINOv2(_load(source.folder), (size, size) if isinstance(size, int) else size, groups)
 
 
 def _find(source: str | Path) -> Path:
@@ -202,14 +255,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         found = f"only {pickled[0]}, and pickled weights can run code" if pickled else "no weights"
         raise BackboneError(f"{folder}: {found}. Give model.safetensors (`save_pretrained` writes it).")
     return config
-
-
-def _taps(config: dict[str, Any], folder: Path) -> tuple[int, ...]:
-    sizes = (config.get("hidden_size"), config.get("num_hidden_layers"))
-    for vit in PUBLISHED.values():
-        if sizes == (vit.width, vit.blocks):
-            return vit.taps
-    raise BackboneError(f"{folder}: width {sizes[0]} with {sizes[1]} blocks is not ViT-S, B or L. Give taps.")
 
 
 def _load(folder: Path) -> Dinov2WithRegistersModel:

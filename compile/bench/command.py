@@ -10,19 +10,30 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from compile.backbones.choice import BACKBONES, DEFAULT, find_backbone
 from compile.bench.page import render_page
 from compile.bench.run import Results, Wanted, run_bench
 from compile.bench.table import WIDTH, print_results, to_csv, to_json
-from compile.methods.registry import METHODS
+from compile.methods.registry import BY_FAMILY, METHODS
 from compile.terminal import ended_well, write_json
 
 
 def bench(  # noqa: PLR0917 - the command line
     data: Annotated[list[Path], typer.Argument(help="Folders of MVTec style: train/good, test, ground_truth.")],
     methods: Annotated[
-        str, typer.Option(help=f"Names with commas between, the first compared with: {', '.join(METHODS)}.")
-    ] = ",".join(METHODS),
-    size: Annotated[int, typer.Option(help="Side of the graph's square input, a multiple of 32.")] = 256,
+        str | None,
+        typer.Option(
+            help=f"Names with commas between, the first compared with: {', '.join(METHODS)}.",
+            show_default="all that the backbone takes",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the graph's square input, a multiple of 32 (DINOv2: 14).", show_default="256 (DINOv2: 392)"
+        ),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
     seeds: Annotated[int, typer.Option(help="Fits of each method on each data set.")] = 1,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.txt, bench.csv, maps.html.")] = Path(
         "out/bench"
@@ -30,10 +41,13 @@ def bench(  # noqa: PLR0917 - the command line
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Compare methods on labelled data sets: the table that papers print, and their maps."""
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     with ended_well(as_json=as_json) as tick:
+        trunk = find_backbone(backbone)
+        known = list(BY_FAMILY[trunk.family])
+        names = known if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
         output.mkdir(parents=True, exist_ok=True)  # before the hours of work
-        results = run_bench(Wanted(data, names, size, seeds), tick)
+        side = trunk.usual_side if size is None else size
+        results = run_bench(Wanted(data, names, side, seeds, backbone=backbone), tick)
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)
     print_results(console, results)
     files = write_results(results, output, console.export_text())

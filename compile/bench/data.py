@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from compile.backbones.choice import Backbone, Level
 from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, read_data, read_image
 from compile.evaluate import load_masks
 from compile.features import Features, load_pictures, on_disk
-from compile.job import MAP_LIMIT, Progress
+from compile.job import Progress
 from compile.methods.registry import Samples
 from compile.metrics import MaskRule, Masks
 from compile.pseudo_defects import paint_pictures, wanted
@@ -22,7 +23,7 @@ from edge.bundle import Input
 
 PAINT_SEED = 0
 RULES: tuple[MaskRule, ...] = ("paper_nonzero", "half")
-Maps = dict[int, NDArray[np.float32]]  # stride -> [n, C, h, w]
+Maps = dict[Level, NDArray[np.float32]]  # [n, C, h, w] each
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Labelled:
     """One data set at one size; arrays are mapped from scratch files."""
 
     name: str
+    backbone: Backbone
     size: int
     train: Maps  # of good pictures
     painted: Maps  # of good pictures with painted defects; empty where no method wants them
@@ -46,12 +48,12 @@ class Labelled:
 
     @property
     def map_side(self) -> int:
-        return min(MAP_LIMIT, self.size // 2)
+        return self.backbone.map_side(self.size)
 
-    def samples(self, strides: Sequence[int]) -> Samples:
-        """What a method of these strides is fitted on."""
-        painted = [self.painted[stride] for stride in strides] if self.painted else []
-        return Samples([self.train[stride] for stride in strides], painted, self.covered)
+    def samples(self, levels: Sequence[Level]) -> Samples:
+        """What a method of these levels is fitted on."""
+        painted = [self.painted[level] for level in levels] if self.painted else []
+        return Samples([self.train[level] for level in levels], painted, self.covered)
 
 
 def read_labelled(folder: Path, progress: Progress) -> DataSet:
@@ -70,7 +72,16 @@ def read_labelled(folder: Path, progress: Progress) -> DataSet:
 
 
 def load_labelled(
-    data: DataSet, size: int, trunk: onnx.ModelProto, work: Path, *, paint: bool, threads: int, progress: Progress
+    data: DataSet,
+    size: int,
+    trunk: onnx.ModelProto,
+    work: Path,
+    *,
+    backbone: Backbone,
+    levels: Sequence[Level],
+    paint: bool,
+    threads: int,
+    progress: Progress,
 ) -> Labelled:
     """Compute the trunk maps of a data set, once for all methods.
 
@@ -79,6 +90,8 @@ def load_labelled(
         size: side of the graph's input.
         trunk: as `export_trunk` makes it for this size.
         work: an empty scratch folder.
+        backbone: whose it is.
+        levels: of its maps.
         paint: whether to paint defects on good pictures, for the methods that learn from them.
         threads: of the trunk.
         progress: told what is done.
@@ -110,15 +123,15 @@ def load_labelled(
         if len(each):
             tick = partial(progress, f"{name}: {part} maps")
             features.extract("float", trunk, each, exact=False, threads=threads, tick=tick)
-        strides = [int(value.name.removeprefix("maps_")) for value in trunk.graph.output]
-        maps[part] = dict(zip(strides, features.maps, strict=False))
+        maps[part] = dict(zip(levels, features.maps, strict=False))
     images = [data.test[i] for i in kept["test"]]
     check_kinds(data.folder, images)
-    side = min(MAP_LIMIT, size // 2)
+    side = backbone.map_side(size)
     masks: dict[MaskRule, Masks] = {rule: load_masks(images, side, rule) for rule in RULES}
     remarks = _remarks(data, images, masks["half"], [f"skipped {item.path}: {item.reason}" for item in skipped])
     return Labelled(
         name,
+        backbone,
         size,
         maps["train"],
         maps.get("painted", {}),

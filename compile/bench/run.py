@@ -16,7 +16,7 @@ import onnx
 import torch
 
 from compile.anomaly_graph import AnomalyHead
-from compile.backbone import Trunk
+from compile.backbones.choice import DEFAULT, Backbone, Level, find_backbone
 from compile.bench.cost import Cost, count_macs, count_parameters, time_graph
 from compile.bench.data import RULES, Labelled, load_labelled, read_labelled
 from compile.bench.figures import Estimate, compare_images, compare_pixels, estimate
@@ -25,13 +25,12 @@ from compile.bench.score import score_maps
 from compile.export import export, join
 from compile.features import on_disk
 from compile.fitting import one_thread
-from compile.image_size import LARGEST, SMALLEST, STEP
 from compile.job import Progress
 from compile.methods.registry import Method, UnknownMethodError, find_method, fit_alone
 from compile.metrics import Difference, MaskRule
 from compile.parity import Scored
 from compile.trunk_graph import export_trunk, map_names
-from compile.wishes import WishError
+from compile.wishes import WishError, check_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,7 @@ class Wanted:
     size: int = 256
     seeds: int = 1
     fit_steps: int | None = None  # the method's own number
+    backbone: str = DEFAULT.name
 
 
 class Row(NamedTuple):
@@ -65,15 +65,14 @@ class Results:
     test: dict[str, tuple[int, int]]  # good and defective test pictures, by data set
 
 
-def check_wanted(wanted: Wanted) -> dict[str, Method]:
+def check_wanted(wanted: Wanted, backbone: Backbone) -> dict[str, Method]:
     """Look up what was asked for.
 
     Raises:
         WishError: it makes no sense, whatever the data.
 
     """
-    if wanted.size % STEP or not SMALLEST <= wanted.size <= LARGEST:
-        raise WishError(f"--size {wanted.size}: give a multiple of {STEP} from {SMALLEST} to {LARGEST}.")
+    check_side(wanted.size, backbone)
     if wanted.seeds < 1:
         raise WishError(f"--seeds {wanted.seeds}: at least 1.")
     for what, values in (("--methods", list(wanted.methods)), ("DATA", [p.resolve().name for p in wanted.data])):
@@ -82,7 +81,7 @@ def check_wanted(wanted: Wanted) -> dict[str, Method]:
         if twice := next((value for value in values if values.count(value) > 1), None):
             raise WishError(f"{what}: {twice!r} was given twice; the tables tell rows apart by it.")
     try:
-        return {name: find_method(name) for name in wanted.methods}
+        return {name: find_method(name, backbone) for name in wanted.methods}
     except UnknownMethodError as error:
         raise WishError(f"--methods: {error}") from error
 
@@ -96,10 +95,14 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
         FitError: a fit failed.
 
     """
-    methods = check_wanted(wanted)
+    backbone = find_backbone(wanted.backbone)
+    methods = check_wanted(wanted, backbone)
     sets = [read_labelled(folder, progress) for folder in wanted.data]  # what is wrong shows before the work
-    union = tuple(sorted({stride for method in methods.values() for stride in method.strides}))
-    trunks = {s: export_trunk(Trunk(s), wanted.size) for s in {union, *(method.strides for method in methods.values())}}
+    union: tuple[Level, ...] = tuple(sorted({level for method in methods.values() for level in method.levels}))
+    trunks = {
+        levels: export_trunk(backbone.build(levels, wanted.size), wanted.size)
+        for levels in {union, *(method.levels for method in methods.values())}
+    }
     threads = len(os.sched_getaffinity(0))
     results = Results(wanted, [], [], {}, {})
     for each in sets:
@@ -109,6 +112,8 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
                 wanted.size,
                 trunks[union],
                 Path(name),
+                backbone=backbone,
+                levels=union,
                 paint=any(method.painted for method in methods.values()),
                 threads=threads,
                 progress=progress,
@@ -120,7 +125,7 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
 def _compare_on(
     data: Labelled,
     methods: dict[str, Method],
-    trunks: dict[tuple[int, ...], onnx.ModelProto],
+    trunks: dict[tuple[Level, ...], onnx.ModelProto],
     work: Path,
     results: Results,
     *,
@@ -134,10 +139,10 @@ def _compare_on(
             step = f"{data.name}: {name}, seed {seed}"
             head, taken = _fit(method, data, seed, results.wanted.fit_steps, partial(_named, progress, step))
             tick = partial(progress, f"{step}, score")
-            scored = score_maps(head, [data.test[stride] for stride in method.strides], tick)
+            scored = score_maps(head, [data.test[level] for level in method.levels], tick)
             runs[name].append(_on_disk(scored, work / f"{name}_{seed}.bin"))
             seconds.append(taken)
-        spent[name] = float(np.median(seconds)), _cost(method, head, data, trunks[method.strides], work)
+        spent[name] = float(np.median(seconds)), _cost(method, head, data, trunks[method.levels], work)
     first = next(iter(methods))
     for done, name in enumerate(methods, start=1):
         figures = {rule: estimate(runs[name], data.defective, data.masks[rule]) for rule in RULES}
@@ -158,7 +163,7 @@ def _named(progress: Progress, step: str, _: str, done: int, of: int) -> None:
 
 def _fit(method: Method, data: Labelled, seed: int, steps: int | None, progress: Progress) -> tuple[AnomalyHead, float]:
     """Give the head, and the seconds that its fit took."""
-    samples = data.samples(method.strides)
+    samples = data.samples(method.levels)
     started = time.monotonic()
     with one_thread():
         model = fit_alone(method, samples, seed, steps, progress)
@@ -177,12 +182,14 @@ def _cost(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelPr
     graph = export_graph(method, head, data, trunk)
     file = work / "graph.onnx"
     onnx.save(graph, file)
-    return Cost(count_parameters(Trunk(method.strides), head), count_macs(graph), *time_graph(file))
+    return Cost(
+        count_parameters(data.backbone.build(method.levels, data.size), head), count_macs(graph), *time_graph(file)
+    )
 
 
 def export_graph(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelProto) -> onnx.ModelProto:
     """Export the head and join it with its trunk, as a bundle carries them."""
-    maps = tuple(torch.from_numpy(np.array(data.test[stride][:2])) for stride in method.strides)
+    maps = tuple(torch.from_numpy(np.array(data.test[level][:2])) for level in method.levels)
     mask = torch.ones(2, data.map_side, data.map_side)
-    exported = export(head, (*maps, mask), [*map_names(method.strides), "mask"], ["score", "map"])
+    exported = export(head, (*maps, mask), [*map_names(method.levels), "mask"], ["score", "map"])
     return join(trunk, exported)

@@ -26,19 +26,28 @@ Padding = Literal["replicate", "zero"]
 
 
 def published_head(
-    model: nn.Module, grid: tuple[int, int], *, padding: Padding = "replicate", patch: int = PATCH
+    model: nn.Module,
+    grid: tuple[int, int],
+    map_size: tuple[int, int] = (PIXELS, PIXELS),
+    *,
+    padding: Padding = "replicate",
+    patch: int = PATCH,
 ) -> AnomalyHead:
     """Give score and map as published.
 
     Args:
         model: group maps of `grid` to one map.
         grid: patches, height and width.
+        map_size: of the map; the published one is 256 a side.
         padding: "zero" is the published one.
         patch: pixels a side.
 
     """
-    head = AnomalyHead(model, [grid], (PIXELS, PIXELS), top=SHARE)
-    rows, columns = (map_operator(cells, cells * patch, PIXELS, padding=padding) for cells in grid)
+    head = AnomalyHead(model, [grid], map_size, top=SHARE)
+    rows, columns = (
+        map_operator(cells, cells * patch, pixels, padding=padding)
+        for cells, pixels in zip(grid, map_size, strict=True)
+    )
     head.rows_0, head.columns_0 = rows, columns.T.contiguous()
     return head
 

@@ -14,15 +14,19 @@ from torch import nn
 
 from calibration.split import kfold
 from compile.anomaly_graph import AnomalyHead
+from compile.backbones.choice import DEFAULT, FAMILIES, Backbone, Family, Level
 from compile.features import Rows
 from compile.job import Progress
 from compile.methods.grnr import fit_grnr
+from compile.methods.inp_former_fit import fit_inp_former
 from compile.methods.inp_former_lite import fit_inp_former_lite
+from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
 from compile.methods.pnpt_fit import fit_pnpt
+from compile.methods.varad import Size
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
 from compile.split_plan import FEW_PARTS
@@ -30,7 +34,8 @@ from compile.standardise import Standardised, measure_spread
 from edge.errors import BeltlineError
 
 FOLDS = 5  # of VarAD's cross-fit
-Maps = Sequence[NDArray[Any]]  # one [n, C, h, w] per stride of the method
+PATCH_CENTRE = 0.5  # of a patch, in patches
+Maps = Sequence[NDArray[Any]]  # one [n, C, h, w] per level of the method
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ Fit = Callable[[Samples, int, int | None, Progress | None], nn.Module]  # sample
 
 
 class UnknownMethodError(BeltlineError):
-    """No method has this name. The message lists those that exist."""
+    """No method has this name, or none on this kind of backbone. The message lists those that exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,40 +68,53 @@ class Method:
     Args:
         title: for people.
         fit: samples to the model, in eval mode.
-        strides: of the trunk, whose maps it takes.
+        levels: of the trunk, whose maps it takes: strides, or blocks that `find_method` fills in by `groups`.
+        groups: of a vision transformer's blocks.
         top: share of the map's pixels whose mean is the score; not for a model with its own image score.
         smoothing: standard deviation of the Gaussian over the map, pixels of the map.
         painted: whether it learns from painted defects, too.
         standardised: whether its maps are counted in deviations of good parts (`compile.standardise`).
+        centre: of the first cell of its maps, in cells from the picture's edge.
+        published_map: whether INP-Former's published map stands in place of interpolation and smoothing.
 
     """
 
     title: str
     fit: Fit
-    strides: tuple[int, ...] = (8, 16)
+    levels: tuple[Level, ...] = (8, 16)
     top: float = 0.01
     smoothing: float = 0.0
     painted: bool = False
     standardised: bool = False
+    groups: int = 2
+    centre: float = 0.0
+    published_map: bool = False
 
     @torch.no_grad()
     def head(self, model: nn.Module, maps: Maps, map_size: tuple[int, int]) -> AnomalyHead:
         """Make the head of a model that takes such maps."""
         one = [torch.from_numpy(np.asarray(each[:1], np.float32)) for each in maps]
         grids = [(found.shape[1], found.shape[2]) for found in model(one)]
-        return AnomalyHead(model, grids, map_size, top=self.top, smoothing=self.smoothing).eval()
+        if self.published_map:
+            return published_head(model, grids[0], map_size).eval()
+        return AnomalyHead(model, grids, map_size, top=self.top, smoothing=self.smoothing, centre=self.centre).eval()
 
 
-def find_method(name: str) -> Method:
-    """Look a method up.
+def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
+    """Look a method up as it is on a backbone.
 
     Raises:
-        UnknownMethodError: there is none of this name.
+        UnknownMethodError: there is none of this name, or none for a backbone of this kind.
 
     """
-    if name not in METHODS:
-        raise UnknownMethodError(f"no method {name!r}. There are: {', '.join(METHODS)}.")
-    return METHODS[name]
+    methods = BY_FAMILY[backbone.family]
+    if name not in methods:
+        others = [FAMILIES[family] for family, known in BY_FAMILY.items() if name in known]
+        why = f"method {name!r} is for {others[0]}, and {backbone.name} is none" if others else f"no method {name!r}"
+        raise UnknownMethodError(f"{why}. There are: {', '.join(methods)}.")
+    method = methods[name]
+    levels = method.levels if backbone.family == "lite" else backbone.groups(method.groups)
+    return replace(method, levels=levels)
 
 
 def fit_alone(method: Method, samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
@@ -133,6 +151,12 @@ def _fit_varad(samples: Samples, seed: int, steps: int | None, progress: Progres
     return fit_varad(samples.good, seed=seed, steps=VARAD_STEPS if steps is None else steps, progress=progress)
 
 
+def _fit_varad_on_patches(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    sizes = [Size(fold=1, width=64, heads=4, state=16) for _ in samples.good]
+    steps = VARAD_STEPS if steps is None else steps
+    return fit_varad(samples.good, seed=seed, steps=steps, sizes=sizes, progress=progress)
+
+
 def _fit_grnr(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     """Fit nothing: the paper's form, which looks at no good picture."""
     del steps
@@ -147,6 +171,10 @@ def _fit_pnpt(samples: Samples, seed: int, steps: int | None, progress: Progress
 
 def _fit_inp_former(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     return fit_inp_former_lite(samples.good, seed=seed, steps=steps, progress=progress)
+
+
+def _fit_inp_former_on_patches(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    return fit_inp_former(samples.good, seed=seed, steps=steps, progress=progress)
 
 
 def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
@@ -166,4 +194,15 @@ METHODS: dict[str, Method] = {
         "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
     ),
     "varad": Method("VarAD (lightweight; constants of the paper unverified)", _fit_varad, standardised=True),
+}
+
+VIT_METHODS: dict[str, Method] = {
+    "inp-former": Method("INP-Former, as published", _fit_inp_former_on_patches, published_map=True),
+    "varad": Method("VarAD on patches (constants of the paper unverified)", _fit_varad_on_patches, standardised=True),
+    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
+    "pnpt": Method("PNPT-style, one class", _fit_pnpt),
+}
+BY_FAMILY: dict[Family, dict[str, Method]] = {
+    "lite": METHODS,
+    "vit": {name: replace(method, centre=PATCH_CENTRE) for name, method in VIT_METHODS.items()},
 }

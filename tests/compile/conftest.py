@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
+import transformers
 from numpy.typing import NDArray
 from skimage import data
 
@@ -84,3 +86,20 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, photographs: NDArray[np.u
     (folder / "good" / "broken.png").write_bytes((folder / "good" / "00.png").read_bytes()[:999])
     settings = Settings(folder / "good", folder / "wall.bundle", size=128, group_by=r"(\d+)", fit_steps=24)
     return compile_data(settings)
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small DINOv2 with registers in the published format, as deep as ViT-S: every weight is random."""
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=64, num_hidden_layers=12, num_attention_heads=2, image_size=70, patch_size=14
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.Dinov2WithRegistersModel(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    folder = tmp_path_factory.mktemp("dinov2") / "vit"
+    model.save_pretrained(folder)
+    return folder

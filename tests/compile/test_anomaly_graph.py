@@ -11,10 +11,9 @@ import torch
 from onnx import shape_inference
 from skimage import data
 
-from compile.anomaly_graph import TOP_LIMIT, AnomalyGraph, AnomalyHead, top_count
+from compile.anomaly_graph import MAP_LIMIT, TOP_LIMIT, AnomalyGraph, AnomalyHead, top_count
 from compile.backbone import Trunk
 from compile.export import export, join
-from compile.job import MAP_LIMIT
 from compile.methods.varad import VarAD
 from compile.methods.varad_fit import fit_varad
 from compile.standardise import BASE, Standardised, measure_spread
@@ -40,7 +39,7 @@ def map_side(side: int) -> int:
 def untrained(side: int) -> AnomalyGraph:
     """The graph of a given size with arbitrary weights and the map that `beltline compile` gives it."""
     trunk = Trunk()
-    grids = [(math.ceil(side / s), math.ceil(side / s)) for s in trunk.strides]
+    grids = [(math.ceil(side / s), math.ceil(side / s)) for s in trunk.levels]
     torch.manual_seed(0)
     model = VarAD(trunk.channels, grids)
     for stream in model.hierarchies():

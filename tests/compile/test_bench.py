@@ -45,8 +45,8 @@ def test_a_method_that_learns_from_painted_defects_is_given_some(mvtec: Path, mo
         given.append(samples)
         return fit_loudness(samples, seed, steps, progress)
 
-    monkeypatch.setitem(METHODS, "loudness", Method("loudness", fit, strides=(16,), top=0.0, painted=True))
-    monkeypatch.setitem(METHODS, "quiet", Method("loudness", fit, strides=(16,), top=0.0))
+    monkeypatch.setitem(METHODS, "loudness", Method("loudness", fit, levels=(16,), top=0.0, painted=True))
+    monkeypatch.setitem(METHODS, "quiet", Method("loudness", fit, levels=(16,), top=0.0))
     monkeypatch.setattr("compile.bench.data.wanted", lambda good: good + 3)
     run_bench(Wanted([mvtec], ["loudness", "quiet"], size=128), lambda *_: None)
     assert len(given) == 2
@@ -65,7 +65,7 @@ def test_a_method_that_learns_from_painted_defects_is_given_some(mvtec: Path, mo
 
 @pytest.mark.slow
 def test_methods_are_compared_in_one_table(mvtec: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(METHODS, "loudness", Method("loudness", fit_loudness, strides=(16,), top=0.0))
+    monkeypatch.setitem(METHODS, "loudness", Method("loudness", fit_loudness, levels=(16,), top=0.0))
     (mvtec / "ground_truth" / "hole" / "3_mask.png").unlink()
     output = tmp_path / "out" / "bench"
     wishes = ["--methods", "patchcore, loudness", "--size", "128", "--seeds", "2", "-o", str(output), "--json"]

@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from compile.backbones.dinov2 import BASE, PUBLISHED, BackboneError, DINOv2, ViT, load_dinov2, resize_table
+from compile.backbones import BackboneError
+from compile.backbones.dinov2 import BASE, PUBLISHED, DINOv2, ViT, load_dinov2, resize_table
 from compile.export import export
 from compile.onnx_session import open_session
 from compile.tensorrt_build import build, check_allowed
@@ -146,7 +147,7 @@ def test_the_base_model_has_its_published_taps():
     with torch.device("meta"):
         model = transformers.Dinov2WithRegistersModel(config(BASE))
     trunk = DINOv2(model.to_empty(device="meta"), (392, 392), [BASE.taps[:4], BASE.taps[4:]])
-    assert trunk.groups == [(2, 3, 4, 5), (6, 7, 8, 9)]
+    assert trunk.levels == ((2, 3, 4, 5), (6, 7, 8, 9))
     assert len(trunk.blocks) == 10
     assert PUBLISHED["facebook/dinov2-with-registers-large"].taps == (4, 6, 8, 10, 12, 14, 16, 18)
 
@@ -166,7 +167,7 @@ def test_loading_says_nothing(folder, capfd, caplog):
         (70, (1, 6), 2, r"name blocks from 0 to 5"),
         (70, (-1, 2), 2, r"name blocks from 0 to 5"),
         (70, (1, 2, 3), 2, r"3 taps in 2 groups"),
-        (70, None, 2, r"width 32 with 6 blocks is not ViT-S, B or L. Give taps"),
+        (70, None, 2, r"6 blocks, and no taps are published for so many, only for \[12, 24\]. Give taps"),
     ],
 )
 def test_bad_wishes_are_named(folder, size, taps, groups, message):

@@ -4,11 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compile.backbones.choice import DEFAULT, LARGEST, SMALLEST
 from compile.image_size import (
-    DEFECT_PIXELS,
-    LARGEST,
-    SMALLEST,
-    STEP,
     ImageSizeError,
     choose_size,
     measure_ms_per_megapixel,
@@ -28,10 +25,10 @@ def test_every_choice_is_a_size_and_keeps_the_budget(side, defect, budget, cost)
         assert budget is not None
         assert budget < cost * SMALLEST**2 / 1e6 * 1.0001
         return
-    assert chosen.size % STEP == 0
+    assert chosen.size % DEFAULT.step == 0
     assert SMALLEST <= chosen.size <= LARGEST
     assert budget is None or cost * chosen.size**2 / 1e6 <= budget * 1.0001
-    missed = defect is not None and defect * chosen.size / side < DEFECT_PIXELS * 0.999
+    missed = defect is not None and defect * chosen.size / side < DEFAULT.cell * 0.999
     assert missed == bool(chosen.warning)
     assert str(chosen.size) in chosen.explanation
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compile.image_size import LARGEST, SMALLEST, choose_size
+from compile.backbones.choice import LARGEST, SMALLEST
+from compile.image_size import choose_size
 from compile.job import Settings
 from compile.wishes import WishError, check_wishes
 
