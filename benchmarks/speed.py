@@ -21,9 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.record import Record, budgets, interleaved_ms, median
-from compile.anomaly_graph import AnomalyHead
+from compile.anomaly_graph import MAP_LIMIT, AnomalyHead
 from compile.backbone import Trunk
-from compile.backbones.choice import MAP_LIMIT
 from compile.export import export, join
 from compile.methods.varad import VarAD
 from compile.onnx_session import open_session

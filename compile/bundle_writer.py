@@ -74,13 +74,14 @@ def check_writable(path: Path) -> None:
         raise BundleWriteError(f"{path}: cannot write there ({error.strerror}). Choose another -o.") from error
 
 
-def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes], budget: int = SIZE_BUDGET) -> Bundle:
     """Write and self-check a bundle.
 
     Args:
         path: the `.bundle` to make.
         manifest: its `files` is filled in here.
         files: name -> content of everything but the manifest and its hash.
+        budget: bytes, at most.
 
     Raises:
         BundleWriteError: the disk, the size budget, or the self-check.
@@ -95,11 +96,11 @@ def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bun
         **dict(sorted(files.items())),
     }
     packed = pack(everything)
-    if len(packed) > SIZE_BUDGET:
+    if len(packed) > budget:
         largest = max(everything, key=lambda name: len(everything[name]))
         raise BundleWriteError(
-            f"{path}: {len(packed) / 2**20:.1f} MB, the budget is {SIZE_BUDGET / 2**20:.0f} MB; "
-            f"the largest file is {largest}. Choose a smaller --size."
+            f"{path}: {len(packed) / 2**20:.1f} MB, the budget is {budget / 2**20:.0f} MB; "
+            f"the largest file is {largest}. Choose a smaller --size or --backbone."
         )
     with replacing(path, packed) as unfinished:
         self_check(read_bundle(unfinished))

@@ -14,6 +14,7 @@ from compile.methods.registry import METHODS
 from compile.pipeline import Compiled, compile_data
 from compile.report import GRAPH_NAMES
 from compile.terminal import ended_well, write_json
+from compile.work import work_path
 
 
 def compile_bundle(  # noqa: PLR0917 - the command line
@@ -74,7 +75,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         fit_steps=fit_steps,
         backbone=backbone,
     )
-    with ended_well(as_json=as_json) as tick:
+    with ended_well(as_json=as_json, work=work_path(output)) as tick:
         compiled = compile_data(settings, tick)
     summary = summarise(compiled)
     if as_json:

@@ -6,6 +6,7 @@ costs no more than on one, and makes it indifferent to the noise of quantisation
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from compile.bundle_writer import replacing
 from compile.data import Skipped, UnreadableImageError, read_image
 from compile.onnx_session import open_session
 from edge.bundle import Input
@@ -71,7 +73,7 @@ def on_disk(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray
     except OSError as error:
         raise ScratchError(
             f"{file.parent}: no room for {size / 2**20:.0f} MB of scratch data ({error.strerror}). "
-            "Free some space, or set TMPDIR to a folder that has it."
+            "Free some space on that disk, or work on another."
         ) from error
     return np.memmap(file, dtype, "r+", shape=shape)
 
@@ -121,7 +123,13 @@ class Features:
         threads: int,
         tick: Tick | None,
     ) -> None:
-        """Fill one rendering."""
+        """Fill one rendering, unless that was done before the process was killed."""
+        done = self._folder / f"{name}.done"
+        if done.exists():
+            shapes = enumerate(json.loads(done.read_text("utf-8")))
+            found = [np.memmap(self._path(i), np.float32, "r+", shape=tuple(shape)) for i, shape in shapes]
+            self.pictures, self.maps = len(pictures), self.maps or list(found)
+            return
         session = open_session(trunk, threads=threads, exact=exact)
         first = self.renderings.index(name) * len(pictures)
         for position, picture in enumerate(pictures):
@@ -133,6 +141,10 @@ class Features:
                 array[first + position] = values[0]
             if tick:
                 tick(position + 1, len(pictures))
+        for array in self.maps:
+            cast("np.memmap[Any, Any]", array).flush()
+        with replacing(done, json.dumps([array.shape for array in self.maps]).encode()):
+            pass
 
     def _file(self, number: int, rows: int, like: NDArray[np.float32]) -> NDArray[np.float32]:
         return on_disk(self._path(number), np.dtype(np.float32), (rows, *like.shape[1:]))

@@ -1,4 +1,4 @@
-"""Fit several heads at once: one process each, on one thread each.
+"""Fit several heads at once: one process each, on one thread each, and on one GPU each where there are some.
 
 One thread makes a fit the same to the bit everywhere, and a step is too short to share: on two threads of a busy
 machine the threads wait for each other for most of the time (measured: 14 times the processor time).
@@ -18,6 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -28,6 +30,7 @@ from torch import nn
 from compile.backbones.choice import Backbone
 from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
+from compile.methods.checkpoint import resumable
 from compile.methods.registry import Samples, find_method
 from compile.standardise import Spread, measure_spread
 
@@ -57,6 +60,7 @@ class Fit:
     spread_rows: NDArray[np.int64] | None  # of good pictures whose discrepancies are measured then
     seed: int
     steps: int | None  # at most; None for the method's own
+    checkpoints: Path  # where it keeps them
     painted: Painted | None = None  # for a method that learns from them
 
 
@@ -78,18 +82,22 @@ def one_thread() -> Iterator[None]:
 
 
 def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Fitted]:
-    """Fit every head, `processes` at a time; the results do not depend on how many.
+    """Fit every head, `processes` at a time, or as many as there are GPUs; the results do not depend on how many.
 
     Raises:
         FitError: a fit diverged or collapsed.
 
     """
+    processes = torch.cuda.device_count() or processes
     if processes < 2 or len(fits) < 2:
         return [_fit(each, progress) for each in fits]
     context = multiprocessing.get_context("spawn")
     told: Queue[tuple[str, int, int]] = context.Queue()
+    started = context.Value("i", 0)
     workers = min(processes, len(fits))
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(told, os.getpid())) as pool:
+    with ProcessPoolExecutor(
+        workers, context, initializer=_start_worker, initargs=(told, started, os.getpid())
+    ) as pool:
         try:
             running = [pool.submit(_work, each) for each in fits]
             while not all(each.done() for each in running):
@@ -104,12 +112,16 @@ def fit_all(fits: Sequence[Fit], processes: int, progress: Progress) -> list[Fit
         return [cast(Fitted, pickle.loads(each.result())) for each in running]  # noqa: S301 - from our own worker
 
 
-def _start_worker(told: Queue[tuple[str, int, int]], parent: int) -> None:
+def _start_worker(told: Queue[tuple[str, int, int]], started: Synchronized[int], parent: int) -> None:
     global _told  # noqa: PLW0603 - a queue reaches a worker only at its start
     _told = told
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started the worker ends it
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        with started.get_lock():
+            torch.cuda.set_device(started.value)
+            started.value += 1
 
 
 def _end_with(parent: int) -> None:
@@ -138,7 +150,8 @@ def _fit(fit: Fit, progress: Progress) -> Fitted:
     if fit.painted is not None:
         painted = open_rows(fit.painted.files, fit.painted.rows)
         samples = Samples(samples.good, painted, fit.painted.covered)
-    model = method.fit(samples, fit.seed, fit.steps, tell)
+    with resumable(fit.checkpoints):
+        model = method.fit(samples, fit.seed, fit.steps, tell)
     spread = None
     if method.standardised and fit.spread_rows is not None:
         spread = measure_spread(model, open_rows(fit.files, fit.spread_rows))

@@ -74,7 +74,7 @@ def render_trunks(job: Job, trunk: Trunk | DINOv2, pictures: NDArray[np.uint8]) 
 def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) -> Features:
     """Compute the maps of every rendering of the trunk."""
     folder = job.work / step
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     features = Features(folder, list(trunks))
     for name, model in trunks.items():
         tick = job.clock.ticks(f"{step} {name}")
@@ -111,6 +111,7 @@ def fit_heads(job: Job, features: Features, plan: SplitPlan, painted: PaintedPic
             None if measured is None else features.rows_of(measured),
             job.settings.seed,
             job.settings.fit_steps,
+            job.work / step,
             None if painted is None else painted.on(pictures),
         )
         for step, pictures, measured in turns

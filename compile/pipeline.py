@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from calibration.threshold import DEFAULT_TARGET
 from compile.anomaly_graph import AnomalyGraph
 from compile.backbones.choice import Backbone, find_backbone
-from compile.bundle_writer import check_writable, replacing, report_path, to_json, write_bundle
+from compile.bundle_writer import SIZE_BUDGET, check_writable, replacing, report_path, to_json, write_bundle
 from compile.data import FEWEST_PARTS, DataError, DataSet, Skipped, read_data
 from compile.evidence import Evidence
 from compile.features import load_pictures
@@ -45,7 +44,8 @@ from compile.split_plan import plan_split
 from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import check_wishes
-from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Threshold
+from compile.work import work_key, work_path, working_folder
+from edge.bundle import SIZE_LIMIT, Bundle, Graph, GraphName, Input, Manifest, Threshold
 
 MEASURED_SIZE = 256  # pixels: where the cost of a megapixel is measured
 PRECISIONS: dict[GraphName, str] = {
@@ -77,9 +77,10 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
     method = check_wishes(settings, backbone)
     check_writable(settings.output)
     clock = Clock(progress)
-    with one_thread(), tempfile.TemporaryDirectory(prefix="beltline-") as folder:
+    with one_thread():
         with clock.step("read"):
             data = read_data(settings.data, settings.group_by, clock.ticks("read files"))
+            key = work_key(settings, data, backbone, _machine())
         with clock.step("size"):
             size = _size(settings, data, backbone, method)
         evidence = Evidence(settings.name or settings.output.stem, settings.version, settings.seed, data, size)
@@ -87,7 +88,8 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
         evidence.machine = _machine()
         evidence.warnings += [size.warning] if size.warning else []
         spec = Input(height=size.size, width=size.size, source=data.source)
-        return _compile(Job(settings, clock, Path(folder), spec, evidence, backbone))
+        with working_folder(work_path(settings.output), key) as folder:
+            return _compile(Job(settings, clock, folder, spec, evidence, backbone))
 
 
 def _compile(job: Job) -> Compiled:
@@ -224,7 +226,8 @@ def _write(
     )
     path = report_path(wanted.output)
     with replacing(path, report):  # a bundle without its report would not do, nor the other way round
-        bundle = write_bundle(wanted.output, manifest, files)
+        budget = SIZE_BUDGET if job.backbone.family == "lite" else SIZE_LIMIT
+        bundle = write_bundle(wanted.output, manifest, files, budget)
     return Compiled(bundle, path, found)
 
 

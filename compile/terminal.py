@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import typer
@@ -28,28 +29,30 @@ class Interruption(KeyboardInterrupt):
 
 
 @contextmanager
-def ended_well(*, as_json: bool) -> Iterator[Tick]:
+def ended_well(*, as_json: bool, work: Path | None = None) -> Iterator[Tick]:
     """Show bars while the work is done, let SIGINT and SIGTERM unwind it, and end with the right message and exit code.
 
     Args:
         as_json: no bars.
+        work: the folder from which the same command goes on after an interruption.
 
     """
     try:
         with _unwinding(), bars(enabled=not as_json) as tick:
             yield tick
     except (BeltlineError, CalibrationError, OSError, Interruption) as error:
-        raise _for_the_terminal(error) from error
+        raise _for_the_terminal(error, work) from error
 
 
 def write_json(document: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def _for_the_terminal(error: BaseException) -> BaseException:
+def _for_the_terminal(error: BaseException, work: Path | None) -> BaseException:
     match error:
         case Interruption():
-            ended = BeltlineError(str(error))
+            kept = f"; the same command goes on from {work}" if work and work.exists() else ""
+            ended = BeltlineError(f"{error}{kept}")
             ended.exit_code = 128 + error.number
             return ended
         case WishError():

@@ -29,7 +29,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from edge.errors import BeltlineError
 
 SCHEMA: Literal[1] = 1
-SIZE_LIMIT = 512 * 1024 * 1024  # bytes; a larger archive is refused unread
+SIZE_LIMIT = 2 * 1024**3  # bytes; a larger archive is refused unread
 SCORE_LIMIT = 1e9  # no method's scores come near; a threshold beyond would accept every part
 LARGEST_TOLERANCE = 0.5  # of a golden score, or of 1: a wider one proves nothing
 GraphName = Literal["float", "int8", "trt"]

@@ -22,15 +22,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from compile.job import Progress
 from compile.methods import FitError
+from compile.methods.descent import descend, read
 from compile.methods.inp_former import INPFormer, Size, assigned, cosine_distance, mean, nearest, to_tokens
 from compile.stable_adamw import StableAdamW
 
@@ -64,7 +67,6 @@ def fit_inp_former(
     batch: int = BATCH,
     size: Size | None = None,
     recipe: Recipe = PUBLISHED,
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> INPFormer:
     """Fit on the group maps of good pictures.
@@ -76,7 +78,6 @@ def fit_inp_former(
         batch: pictures per step; at most all.
         size: of the model; by default the published one for maps of this width.
         recipe: `PUBLISHED` or `PLUS_PLUS`, or what lies between.
-        device: where to fit. The model comes back on the CPU.
         progress: called with (what, done, of).
 
     Raises:
@@ -97,24 +98,19 @@ def fit_inp_former(
     steps = steps_for(count, batch) if steps is None else steps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = INPFormer(size).to(device).train()
-    optimiser = StableAdamW(model.parameters())
+        model = INPFormer(size).train()
+    optimiser = StableAdamW(model.parameters(), lr=1.0)
+    schedule = LambdaLR(optimiser, partial(learning_rate, steps=steps, peak=recipe.rate))
+
+    def loss(chosen: NDArray[np.int64]) -> Tensor:
+        maps = read(features, chosen)
+        if not all(torch.isfinite(each).all() for each in maps):
+            raise FitError("the trunk's maps are not finite. Look at the pictures and at the trunk.")
+        return objective(model, maps, recipe)
+
     order = _batches(count, batch, np.random.default_rng(seed))
-    for step in range(steps):
-        chosen = next(order)
-        maps = [torch.from_numpy(np.asarray(feature[chosen], np.float32)).to(device) for feature in features]
-        loss = objective(model, maps, recipe)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        if not torch.isfinite(loss + norm):
-            raise FitError(_why(maps, step, steps, loss, norm))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, recipe.rate)
-        optimiser.step()
-        if progress is not None:
-            progress("fit", step + 1, steps)
-    return model.to("cpu").eval().requires_grad_(requires_grad=False)
+    descend(model, optimiser, schedule, order, loss, steps=steps, clip=CLIP, mixed=True, progress=progress)
+    return model.eval().requires_grad_(requires_grad=False)
 
 
 def steps_for(count: int, batch: int = BATCH, epochs: int = EPOCHS) -> int:
@@ -199,12 +195,3 @@ def _batches(count: int, batch: int, order: np.random.Generator) -> Iterator[NDA
         shuffled = order.permutation(count)
         for start in range(0, count - batch + 1, batch):
             yield np.sort(shuffled[start : start + batch])
-
-
-def _why(maps: Sequence[Tensor], step: int, steps: int, loss: Tensor, norm: Tensor) -> str:
-    if not all(torch.isfinite(each).all() for each in maps):
-        return "the trunk's maps are not finite. Look at the pictures and at the trunk."
-    return (
-        f"the fit diverged at step {step} of {steps}: loss {loss.item():.3g}, gradient {norm.item():.3g}. "
-        "Lower the learning rate."
-    )

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compile.job import Progress
-from compile.methods.descent import Descent, batches
+from compile.methods.descent import batches, descend, device, one_cycle
 from compile.methods.inp_former_fit import PLUS_PLUS
 from compile.methods.inp_former_lite import fit_inp_former_lite
 from compile.methods.inp_former_pp import INPFormerPP, Reconstruction, SegmentationHead
@@ -93,24 +93,23 @@ def _fit_head(
         head = SegmentationHead([tuple(each.shape[1:]) for each in known]).train()
         _scale(head, known)
         optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=1e-2)
-        descent = Descent(head, optimiser, RATE, steps)
-        turns = zip(
-            range(steps),
-            batches(painted[0].shape[0], PAINTED_BATCH, seed),
-            batches(count, GOOD_BATCH, seed + 1),
-            strict=False,
-        )
-        for step, odd, good in turns:
+
+        def loss(chosen: tuple[list[int], list[int]]) -> Tensor:
+            odd, good = chosen
             maps = [np.concatenate([p[odd], g[good]]) for p, g in zip(painted, features, strict=True)]
             inputs = [
-                each + NOISE * getattr(head, f"deviation_{i}") * torch.randn(each.shape)
+                each.to(device()) + NOISE * getattr(head, f"deviation_{i}") * torch.randn(each.shape).to(device())
                 for i, each in enumerate(shown(maps))
             ]
             mask = torch.zeros(len(inputs[0]), *covered.shape[1:])
             mask[: len(odd)] = torch.from_numpy(covered[odd] > COVERED).float()
-            descent.step(objective(head(inputs), mask, len(odd)), step)
-            if progress is not None:
-                progress("fit head", step + 1, steps)
+            return objective(head(inputs), mask.to(device()), len(odd))
+
+        order = zip(
+            batches(painted[0].shape[0], PAINTED_BATCH, seed), batches(count, GOOD_BATCH, seed + 1), strict=False
+        )
+        schedule = one_cycle(optimiser, RATE, steps)
+        descend(head, optimiser, schedule, order, loss, steps=steps, what="fit head", mixed=True, progress=progress)
     return head
 
 

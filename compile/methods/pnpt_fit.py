@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compile.job import Progress
 from compile.methods import FitError
-from compile.methods.descent import Descent, batches
+from compile.methods.descent import batches, descend, device, one_cycle, read
 from compile.methods.pnpt import PNPT, Select, Size, cosine_distance
 
 STEPS = 300
@@ -102,12 +102,14 @@ def _optimise(
 ) -> None:
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
-    descent = Descent(model, optimiser, rate, steps)
-    for step, chosen in zip(range(steps), batches(len(classes), BATCH, seed), strict=False):
-        maps = model.standardise([torch.from_numpy(np.asarray(each[chosen], np.float32)) for each in features])
-        descent.step(_loss(model, maps, torch.from_numpy(classes[chosen])), step)
-        if progress is not None:
-            progress("fit", step + 1, steps)
+
+    def loss(chosen: list[int]) -> Tensor:
+        maps = model.standardise(read(features, chosen))
+        return _loss(model, maps, torch.from_numpy(classes[chosen]).to(device()))
+
+    order = batches(len(classes), BATCH, seed)
+    schedule = one_cycle(optimiser, rate, steps)
+    descend(model, optimiser, schedule, order, loss, steps=steps, mixed=True, progress=progress)
 
 
 def _loss(model: PNPT, maps: list[Tensor], classes: Tensor) -> Tensor:

@@ -196,7 +196,8 @@ class Stream(nn.Module):
     def nll(self, feature: Tensor) -> Tensor:
         """Negative log likelihood per channel of the whitened tokens, up to a constant; a scalar."""
         tokens = self.adapt(feature)
-        noise = torch.randn(tokens.shape)  # randn_like would keep the transposed layout, ten times as slow
+        # Drawn on the CPU, the same everywhere; randn_like would keep the transposed layout, ten times as slow.
+        noise = torch.randn(tokens.shape).to(tokens.device)
         mean, sharpness = self.predict(tokens + CONTEXT_NOISE * noise)
         error = (tokens[:, None] - mean) * torch.exp(sharpness).unsqueeze(3)
         volume = torch.linalg.slogdet(self.adapter)[1] / tokens.shape[2]

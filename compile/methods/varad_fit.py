@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from compile.job import Progress
 from compile.methods import FitError
-from compile.methods.descent import Descent, batches
+from compile.methods.descent import batches, descend, one_cycle, read
 from compile.methods.varad import SIZES, TAPS, Size, Stream, VarAD
 
 PASSES = 8  # over the images: more would learn them by heart
@@ -131,10 +132,11 @@ def _optimise(
     progress: Progress | None,
 ) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
-    descent = Descent(model, optimiser, rate, steps)
-    for step, chosen in zip(range(steps), batches(features[0].shape[0], batch, seed), strict=False):
-        maps = [torch.from_numpy(np.asarray(f[chosen], np.float32)) for f in features]
-        losses = [stream.nll(feature) for stream, feature in zip(model.hierarchies(), maps, strict=True)]
-        descent.step(torch.stack(losses).sum(), step)
-        if progress is not None:
-            progress("fit", step + 1, steps)
+
+    def loss(chosen: list[int]) -> Tensor:
+        pairs = zip(model.hierarchies(), read(features, chosen), strict=True)
+        return torch.stack([stream.nll(feature) for stream, feature in pairs]).sum()
+
+    order = batches(features[0].shape[0], batch, seed)
+    schedule = one_cycle(optimiser, rate, steps)
+    descend(model, optimiser, schedule, order, loss, steps=steps, progress=progress)  # the scan needs float32

@@ -64,16 +64,17 @@ def fitting(tmp_path: Path, photographs, write) -> Iterator[subprocess.Popen[str
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_compilation_that_is_interrupted_leaves_nothing(
+def test_a_compilation_that_is_interrupted_leaves_its_work_alone(
     tmp_path: Path, fitting: subprocess.Popen[str], *, number: signal.Signals, code: int
 ) -> None:
     fits = workers(fitting.pid)
     fitting.send_signal(number)
     told, said = fitting.communicate(timeout=20)
-    assert (fitting.returncode, said) == (code, "beltline compile: interrupted, nothing was written\n")
-    assert json.loads(told) == {"error": "interrupted, nothing was written"}
-    assert list((tmp_path / "scratch").glob("beltline-*")) == []
-    assert list((tmp_path / "out").iterdir()) == []
+    words = f"interrupted, nothing was written; the same command goes on from {tmp_path / 'out' / 'x.work'}"
+    assert (fitting.returncode, said) == (code, f"beltline compile: {words}\n")
+    assert json.loads(told) == {"error": words}
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["x.work"]
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in fits), "a worker lives on")
 
 

@@ -1,0 +1,127 @@
+"""The working folder of a compilation: NAME.work beside its bundle, so that one that was killed can be gone on with.
+
+It holds pictures at the graph's size, the trunk's maps and the checkpoints of fits. Its key names everything that these
+follow from: the wishes, the content of every picture, this code, the libraries, the machine. The same command finds its
+own work and goes on, to the same bits; work of another key is thrown away. The folder goes when the bundle is written
+and when the compilation fails, for it would fail again; it stays when it is interrupted or killed. One compilation at a
+time owns it, by a lock on the folder that dies with the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from compile.backbones.choice import Backbone
+from compile.bundle_writer import replacing
+from compile.data import DataSet
+from compile.job import Settings
+from edge.errors import BeltlineError
+
+KEY = "key"  # the file that makes it a working folder
+IRRELEVANT = ("output", "name", "version")  # wishes that change no work
+LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy", "accelerate")
+
+
+class WorkError(BeltlineError):
+    """The working folder cannot be used. The message says why and what to do."""
+
+
+def work_path(output: Path) -> Path:
+    """Give where the work for the bundle at `output` lies."""
+    return output.with_name(f"{output.stem}.work")
+
+
+def work_key(settings: Settings, data: DataSet, backbone: Backbone, machine: str) -> str:
+    """SHA-256 of everything that the work follows from."""
+    wishes = {name: str(value) for name, value in asdict(settings).items() if name not in IRRELEVANT}
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    pictures = [*data.good, *(image.path for image in data.test)]
+    about = {
+        "wishes": wishes,
+        "pictures": [(str(file), _digest(file)) for file in pictures],
+        "groups": data.groups.tolist(),
+        "code": [_digest(file) for file in code],
+        "backbone": backbone.digest(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "machine": [machine, platform.machine(), sys.version],
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def working_folder(folder: Path, key: str) -> Iterator[Path]:
+    """Own the folder, with what was done under this key before.
+
+    Raises:
+        WorkError: another compilation owns it, something else lies there, or it cannot be written.
+
+    """
+    try:
+        lock = _own(folder)
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be used ({error.strerror}). Choose another -o.") from error
+    try:
+        _clear(folder, key)
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _own(folder: Path) -> int:
+    while True:
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise WorkError(
+                f"{folder}: another compilation works on this bundle. Wait for it, or choose another -o."
+            ) from None
+        with suppress(FileNotFoundError):
+            if folder.stat().st_ino == os.fstat(lock).st_ino:
+                return lock
+        os.close(lock)  # whoever owned it has just removed it
+
+
+def _clear(folder: Path, key: str) -> None:
+    """Leave in the folder nothing but what was done under this key."""
+    file = folder / KEY
+    found = list(folder.iterdir())
+    if found and not any(each.name == KEY or each.name.startswith(f".{KEY}.") for each in found):
+        raise WorkError(f"{folder}: is no working folder of a compilation. Move it, or choose another -o.")
+    if file.is_file() and file.read_text("utf-8", "replace") == key:
+        return
+    for each in found:
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+    with replacing(file, key.encode()):
+        pass
+
+
+def _digest(file: Path) -> str:
+    hashed = hashlib.sha256()
+    with suppress(OSError), file.open("rb") as stream:  # one that is gone is named where it is loaded
+        while chunk := stream.read(1 << 20):
+            hashed.update(chunk)
+    return hashed.hexdigest()

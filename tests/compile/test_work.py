@@ -1,0 +1,102 @@
+"""The working folder: one owner, found again under its key, gone when it is of no more use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from compile.backbones.choice import DEFAULT, find_backbone
+from compile.data import read_data
+from compile.features import Features
+from compile.job import Settings
+from compile.work import WorkError, work_key, work_path, working_folder
+
+
+def interrupt(folder: Path, work: Callable[[], object]) -> None:
+    with suppress(KeyboardInterrupt), working_folder(folder, "a"):
+        work()
+        raise KeyboardInterrupt
+    assert folder.exists()
+
+
+def test_work_is_found_again_under_its_key_alone(tmp_path: Path) -> None:
+    folder = work_path(tmp_path / "cap.bundle")
+    assert folder == tmp_path / "cap.work"
+    interrupt(folder, lambda: (folder / "0.pt").write_bytes(b"half done"))
+    interrupt(folder, lambda: (folder / "0.pt").rename(folder / "found"))
+    with working_folder(folder, "b"):
+        assert [each.name for each in folder.iterdir()] == ["key"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_that_failed_is_thrown_away(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it fails again"), working_folder(tmp_path / "x.work", "a"):
+        raise ValueError("it fails again")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_compilation_of_one_bundle_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "x.work"
+    with working_folder(folder, "a"):
+        (folder / "mine").touch()
+        with pytest.raises(WorkError, match="another compilation works on this bundle"), working_folder(folder, "b"):
+            pass
+        assert (folder / "mine").exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "x.work"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years")
+    with pytest.raises(WorkError, match="is no working folder of a compilation"), working_folder(folder, "a"):
+        pass
+    assert (folder / "thesis.txt").read_text() == "years"
+    (tmp_path / "y.work").write_text("a file")
+    with pytest.raises(WorkError, match="cannot be used"), working_folder(tmp_path / "y.work", "a"):
+        pass
+
+
+def test_a_kill_while_the_key_was_written_is_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / "x.work"
+    folder.mkdir()
+    (folder / ".key.123.part").write_text("ab")
+    with working_folder(folder, "abc"):
+        assert [each.name for each in folder.iterdir()] == ["key"]
+
+
+def test_the_key_follows_wishes_and_pictures(mvtec: Path) -> None:
+    wanted = Settings(mvtec, mvtec / "x.bundle", group_by=r"(\d+)")
+    data = read_data(mvtec, wanted.group_by)
+
+    def key(settings: Settings = wanted, backbone=DEFAULT, machine: str = "this") -> str:
+        return work_key(settings, data, backbone, machine)
+
+    assert key() == key(replace(wanted, output=mvtec / "y.bundle", name="cap", version="2"))
+    others = {key(replace(wanted, seed=1)), key(replace(wanted, fit_steps=30)), key(machine="other")}
+    others |= {key(), key(backbone=find_backbone("lite1"))}
+    file = data.good[3]
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert len({*others, key()}) == 6
+
+
+def test_maps_that_are_done_are_not_computed_again(tmp_path: Path, trunk: onnx.ModelProto, inputs) -> None:
+    pictures = np.stack(inputs[:3])
+
+    def extract(model: onnx.ModelProto) -> Features:
+        features = Features(tmp_path, ["float", "int8"])
+        features.extract("float", model, pictures, exact=False, threads=1, tick=None)
+        return features
+
+    first = [np.array(each) for each in extract(trunk).maps]
+    again = extract(onnx.ModelProto())  # which would not run
+    assert again.pictures == 3
+    assert [each.shape for each in again.maps] == [(6, 40, 16, 16), (6, 112, 8, 8)]
+    assert all(np.array_equal(a, b) for a, b in zip(again.maps, first, strict=True))
+    again.extract("int8", trunk, pictures, exact=False, threads=1, tick=None)
+    assert all(np.array_equal(each[:3], each[3:]) for each in again.maps)
