@@ -26,7 +26,7 @@ from compile.methods.lite_groups import STRIDES
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
 from compile.methods.pnpt_fit import fit_pnpt
-from compile.methods.varad import Size
+from compile.methods.varad import FULL, FULL_SIZES, LIGHT, SIZES, Size
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
 from compile.split_plan import FEW_PARTS
@@ -147,12 +147,9 @@ def _fit_patchcore(samples: Samples, seed: int, steps: int | None, progress: Pro
     return fit_patchcore(samples.good, seed=seed, progress=progress).eval()
 
 
-def _fit_varad(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
-    return fit_varad(samples.good, seed=seed, steps=VARAD_STEPS if steps is None else steps, progress=progress)
-
-
-def _fit_varad_on_patches(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
-    sizes = [Size(fold=1, width=64, heads=4, state=16) for _ in samples.good]
+def _fit_varad(
+    samples: Samples, seed: int, steps: int | None, progress: Progress | None, *, sizes: Sequence[Size]
+) -> nn.Module:
     steps = VARAD_STEPS if steps is None else steps
     return fit_varad(samples.good, seed=seed, steps=steps, sizes=sizes, progress=progress)
 
@@ -193,12 +190,30 @@ METHODS: dict[str, Method] = {
     "inp-former-pp": Method(
         "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
     ),
-    "varad": Method("VarAD (lightweight; constants of the paper unverified)", _fit_varad, standardised=True),
+    "varad": Method(
+        "VarAD (lightweight; constants of the paper unverified)", partial(_fit_varad, sizes=SIZES), standardised=True
+    ),
+    "varad-full": Method(
+        "VarAD at full size (constants of the paper unverified)",
+        partial(_fit_varad, sizes=FULL_SIZES),
+        STRIDES,
+        standardised=True,
+    ),
 }
 
 VIT_METHODS: dict[str, Method] = {
     "inp-former": Method("INP-Former, as published", _fit_inp_former_on_patches, published_map=True),
-    "varad": Method("VarAD on patches (constants of the paper unverified)", _fit_varad_on_patches, standardised=True),
+    "varad": Method(
+        "VarAD (lightweight; constants of the paper unverified)",
+        partial(_fit_varad, sizes=(LIGHT, LIGHT)),
+        standardised=True,
+    ),
+    "varad-full": Method(
+        "VarAD at full size (constants of the paper unverified)",
+        partial(_fit_varad, sizes=(FULL,) * 4),
+        standardised=True,
+        groups=4,
+    ),
     "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
     "pnpt": Method("PNPT-style, one class", _fit_pnpt),
 }

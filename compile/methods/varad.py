@@ -1,4 +1,4 @@
-"""VarAD, lightweight: how surprising is each visual token, given all tokens before it?
+"""VarAD: how surprising is each visual token, given all tokens before it?
 
 The paper's (Cao et al., IEEE TII, arXiv 2412.17263): tokens of several hierarchies of a frozen backbone, an adapter per
 hierarchy, scanning in several directions, a selective state-space model (Mamba) that predicts each token from ALL
@@ -13,6 +13,11 @@ shrink, which is what keeps it from collapsing the task to a constant. A token o
 that all hierarchies have one token length; the symmetric form of whitening keeps each of its channels near its own
 cell, whose share of the discrepancy is told apart again.
 
+There are two sizes of the one implementation. The lightweight one is what a box beside a belt has time for. The full
+one has three hierarchies of the convolutional trunk, as many as the paper is said to have, and four of a vision
+transformer; and twice the width and state. It leaves out the trunk's stride 4, whose cells see little more than an edge
+and which would double the maps on disk (6 MB more per picture of 1024 pixels and rendering).
+
 One step t of one direction sees the projections of token t - 1 (a learned BOS vector at t = 0), so token t itself can
 never reach its own prediction.
 """
@@ -21,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -47,7 +52,10 @@ class Size:
     state: int
 
 
-SIZES = (Size(fold=2, width=64, heads=4, state=16), Size(fold=1, width=64, heads=4, state=16))
+LIGHT = Size(fold=1, width=64, heads=4, state=16)
+FULL = Size(fold=1, width=128, heads=4, state=32)
+SIZES = (replace(LIGHT, fold=2), LIGHT)  # strides 8 and 16
+FULL_SIZES = (replace(FULL, fold=2), FULL, FULL)  # strides 8, 16 and 32
 
 
 def scan_orders(height: int, width: int) -> Tensor:

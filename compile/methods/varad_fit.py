@@ -25,6 +25,7 @@ LEAST_STEPS = 150  # so many may be taken however few the images
 BATCH = 4  # images of 256 pixels per step
 WHITEN_FLOOR = 1e-2  # of the mean eigenvalue: below it lies noise, quantisation noise included
 STEPS = 120  # more gains little; 300 pictures must take no more than six minutes on two cores
+MEASURED_PICTURES, MEASURED_TOKENS = 256, 2**18  # at most, that the whitening is measured on
 COLLAPSE = 0.05  # smallest adapted spread, relative to the start, that is not a collapse
 
 
@@ -99,7 +100,8 @@ def check_adapters(model: VarAD) -> None:
 
 def _start(stream: Stream, feature: NDArray[Any]) -> None:
     """Symmetric whitening from the data; the rest as Mamba starts."""
-    chosen = np.linspace(0, feature.shape[0] - 1, min(feature.shape[0], 256)).astype(int)
+    most = min(MEASURED_PICTURES, max(1, MEASURED_TOKENS // math.prod(stream.grid)))
+    chosen = np.linspace(0, feature.shape[0] - 1, min(feature.shape[0], most)).astype(int)
     maps = torch.from_numpy(np.asarray(feature[chosen], np.float32))
     if not torch.isfinite(maps).all():
         raise FitError("the trunk's maps are not finite. Look at the pictures and at the trunk's INT8 rendering.")

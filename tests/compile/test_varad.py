@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from compile.export import export
 from compile.methods import FitError, varad_fit
+from compile.methods.registry import VIT_METHODS, Samples, find_method
 from compile.methods.varad import Size, Stream, VarAD, scan_orders
 from compile.methods.varad_fit import check_adapters, fit_varad
+from compile.onnx_session import open_session
 from compile.standardise import BASE, Standardised, measure_spread
+from compile.tensorrt_build import check_allowed
 
 SMALL = (Size(fold=2, width=16, heads=2, state=8), Size(fold=1, width=16, heads=2, state=8))
 GRIDS = ((8, 12), (4, 6))
@@ -230,3 +234,25 @@ def test_a_planted_collapse_is_caught(fitted):
     with pytest.raises(FitError, match="hierarchy 0 collapsed"):
         check_adapters(fitted)
     one.adapter.data = kept
+
+
+def test_the_full_size_is_fitted_and_exports():
+    """On maps as the trunk gives them at 128 pixels; noise of their own keeps whitening well conditioned."""
+    method = find_method("varad-full")
+    assert (method.levels, len(VIT_METHODS["varad-full"].fit.keywords["sizes"])) == ((8, 16, 32), 4)
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(size=(12, c, n, n)).astype(np.float32) for c, n in ((40, 16), (112, 8), (320, 4))]
+    model = method.fit(Samples(maps), 0, 20, None)
+    assert sum(p.numel() for p in model.parameters()) > 2 * sum(
+        p.numel() for p in VarAD((40, 112), ((16, 16), (8, 8))).parameters()
+    )
+    head = method.head(model, maps, (64, 64))
+    inputs = (*(torch.from_numpy(each[:3]) for each in maps), torch.ones(3, 64, 64))
+    names = ["maps_8", "maps_16", "maps_32", "mask"]
+    graph = export(head, inputs, names, ["score", "map"])
+    assert check_allowed(graph) == []
+    feed = {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+    with torch.no_grad():
+        wanted = head(*inputs)
+    for got, want in zip(open_session(graph).run(None, feed), wanted, strict=True):
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-4 * float(want.abs().max()))
