@@ -74,13 +74,16 @@ def check_writable(path: Path) -> None:
         raise BundleWriteError(f"{path}: cannot write there ({error.strerror}). Choose another -o.") from error
 
 
-def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+def write_bundle(
+    path: Path, manifest: Manifest, files: dict[str, bytes], *, smaller: str = "Choose a smaller --size."
+) -> Bundle:
     """Write and self-check a bundle.
 
     Args:
         path: the `.bundle` to make.
         manifest: its `files` is filled in here.
         files: name -> content of everything but the manifest and its hash.
+        smaller: for people: what to do about a bundle over the size budget.
 
     Raises:
         BundleWriteError: the disk, the size budget, or the self-check.
@@ -99,7 +102,7 @@ def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Bun
         largest = max(everything, key=lambda name: len(everything[name]))
         raise BundleWriteError(
             f"{path}: {len(packed) / 2**20:.1f} MB, the budget is {SIZE_BUDGET / 2**20:.0f} MB; "
-            f"the largest file is {largest}. Choose a smaller --size."
+            f"the largest file is {largest}. {smaller}"
         )
     with replacing(path, packed) as unfinished:
         self_check(read_bundle(unfinished))

@@ -129,7 +129,7 @@ def _print(compiled: Compiled) -> None:
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(
-        f"{bundle.path}: {bundle.path.stat().st_size / 2**20:.1f} MB, graphs {', '.join(bundle.manifest.graphs)}, "
-        f"id {bundle.id[:12]}; report in {compiled.report}",
+        f"{bundle.path}: {found.method}, {bundle.path.stat().st_size / 2**20:.1f} MB, "
+        f"graphs {', '.join(bundle.manifest.graphs)}, id {bundle.id[:12]}; report in {compiled.report}",
         markup=False,
     )

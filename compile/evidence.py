@@ -64,6 +64,7 @@ class Evidence:
     seed: int
     data: DataSet
     size: SizeChoice
+    method: str = ""  # its title
     split: str = ""  # for people
     fit_steps: int = 0  # that the shipped head took
     promise: str = ""  # the threshold's, for people

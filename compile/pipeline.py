@@ -26,7 +26,7 @@ from compile.fitting import one_thread
 from compile.golden import golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
-from compile.methods.registry import find_method
+from compile.methods.registry import Method, find_method
 from compile.model import export_graphs, extract, fit_heads, paint_samples, render_trunks
 from compile.precision import CalibrationRecord
 from compile.proof import (
@@ -81,6 +81,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
         with clock.step("size"):
             size = _size(settings, data)
         evidence = Evidence(settings.name or settings.output.stem, settings.version, settings.seed, data, size)
+        evidence.method = find_method(settings.method).title
         evidence.seconds = clock.seconds
         evidence.machine = _machine()
         evidence.warnings += [size.warning] if size.warning else []
@@ -137,7 +138,9 @@ def _compile(job: Job) -> Compiled:
 def _size(settings: Settings, data: DataSet) -> SizeChoice:
     cost = None
     if settings.budget_ms is not None and settings.size is None:
-        cost = measure_ms_per_megapixel(export_trunk(Trunk(find_method(settings.method).strides), MEASURED_SIZE))
+        method = find_method(settings.method)
+        assert method.head_share is not None  # by `check_wishes`
+        cost = measure_ms_per_megapixel(export_trunk(Trunk(method.strides), MEASURED_SIZE), method.head_share)
     return choose_size(
         data.longer_side,
         size=settings.size,
@@ -187,12 +190,12 @@ def _write(
     manifest = Manifest(
         name=found.name,
         version=found.version,
-        method=method.title,
+        method=found.method,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         input=job.spec,
         map_height=job.map_side,
         map_width=job.map_side,
-        score="mean of the largest pixels of the smoothed map",
+        score=method.score,
         graphs={
             name: Graph(
                 file=FILES[name],
@@ -219,8 +222,14 @@ def _write(
     )
     path = report_path(wanted.output)
     with replacing(path, report):  # a bundle without its report would not do, nor the other way round
-        bundle = write_bundle(wanted.output, manifest, files)
+        bundle = write_bundle(wanted.output, manifest, files, smaller=_smaller(method))
     return Compiled(bundle, path, found)
+
+
+def _smaller(method: Method) -> str:
+    if method.bank:
+        return "The memory bank is as large at every --size: choose another --method."
+    return "Choose a smaller --size."
 
 
 def _threshold(job: Job, name: GraphName) -> dict[str, object]:

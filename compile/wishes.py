@@ -42,9 +42,14 @@ def check_wishes(wanted: Settings) -> None:
     if wanted.fit_steps is not None and wanted.fit_steps < LEAST_FIT_STEPS:
         raise WishError(f"--fit-steps {wanted.fit_steps}: at least {LEAST_FIT_STEPS} are needed.")
     try:
-        find_method(wanted.method)
+        method = find_method(wanted.method)
     except UnknownMethodError as error:
         raise WishError(f"--method: {error}") from error
+    if budget is not None and size is None and method.head_share is None:
+        raise WishError(
+            f"--budget-ms {budget:g}: what --method {wanted.method} takes is known only once it is fitted. Choose "
+            "--size instead, and look at the times in the report."
+        )
     if wanted.group_by not in GROUPINGS:
         try:
             re.compile(wanted.group_by)

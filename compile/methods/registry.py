@@ -68,6 +68,9 @@ class Method:
         smoothing: standard deviation of the Gaussian over the map, pixels of the map.
         painted: whether it learns from painted defects, too.
         standardised: whether its maps are counted in deviations of good parts (`compile.standardise`).
+        image_score: what the model's own image score is, for people; empty where the map gives the score.
+        bank: whether most of its bundle is a memory bank, which is as large at every picture size.
+        head_share: time of the head relative to the trunk's, where it was measured.
 
     """
 
@@ -78,6 +81,16 @@ class Method:
     smoothing: float = 0.0
     painted: bool = False
     standardised: bool = False
+    image_score: str = ""
+    bank: bool = False
+    head_share: float | None = None
+
+    @property
+    def score(self) -> str:
+        """How the map becomes the score, for people."""
+        map_ = "smoothed map" if self.smoothing else "map"
+        of_map = f"mean of the largest {self.top:.0%} of the {map_}" if self.top else f"maximum of the {map_}"
+        return self.image_score or of_map
 
     @torch.no_grad()
     def head(self, model: nn.Module, maps: Maps, map_size: tuple[int, int]) -> AnomalyHead:
@@ -154,16 +167,24 @@ def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress:
     return fit_inp_former_pp(samples.good, samples.painted, samples.covered, seed=seed, steps=steps, progress=progress)
 
 
+_patchcore = partial(
+    Method,
+    fit=_fit_patchcore,
+    smoothing=BLUR_SIGMA,
+    image_score="distance of the worst patch to the bank, weighted by eq. 7 of PatchCore",
+    bank=True,
+)
+
 METHODS: dict[str, Method] = {
-    "patchcore": Method("PatchCore: greedy memory bank, eq. 7", _fit_patchcore, smoothing=BLUR_SIGMA),
+    "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
     "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
     "pnpt": Method("PNPT-style, one class", _fit_pnpt),
-    "patchcore-32": Method(
-        "PatchCore with stride 32 too, the taps of inp-former-pp", _fit_patchcore, STRIDES, smoothing=BLUR_SIGMA
-    ),
+    "patchcore-32": _patchcore("PatchCore with stride 32 too, the taps of inp-former-pp", strides=STRIDES),
     "inp-former": Method("INP-Former on the embedded trunk", _fit_inp_former, STRIDES),
     "inp-former-pp": Method(
         "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
     ),
-    "varad": Method("VarAD (lightweight; constants of the paper unverified)", _fit_varad, standardised=True),
+    "varad": Method(
+        "VarAD (lightweight; constants of the paper unverified)", _fit_varad, standardised=True, head_share=0.6
+    ),
 }
