@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +94,7 @@ def summarise(compiled: Compiled) -> dict[str, object]:
         "good_parts": found.data.parts,
         "skipped": [{"file": str(item.path), "reason": item.reason} for item in found.data.skipped],
         "remarks": found.data.remarks,
-        "thresholds": {name: entry.model_dump(mode="json") for name, entry in bundle.thresholds.items()},
+        "thresholds": json.loads(bundle.read("threshold.json")),
         "method": bundle.manifest.method,
         "fit_steps": found.fit_steps,
         "defects": found.defects_json(),

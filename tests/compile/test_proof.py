@@ -176,7 +176,7 @@ def test_spoilt_int8_is_refused_and_nothing_of_it_is_shipped(
         assert f"{FILES[name]} was left out" in compiled.report.read_text()
         assert FILES[name] not in bundle.manifest.files
         assert not any(f".{name}." in file for file in bundle.manifest.files)
-    assert set(bundle.manifest.graphs) == set(bundle.thresholds) == {"float"}
+    assert set(bundle.manifest.graphs) == set(bundle.thresholds[0]) == {"float"}
     for sample in bundle.golden.samples:
         assert set(sample.scores) == set(sample.maps) == {"float"}
     assert set(found.defects_found()) == {"float"}
