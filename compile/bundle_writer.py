@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import Bundle, Manifest, Strict, read_bundle
+from edge.bundle import Bundle, Manifest, read_bundle
 from edge.errors import BeltlineError
 from edge.scorer import Scorer
 
@@ -39,10 +39,6 @@ def to_npy(array: NDArray[np.float32]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array, np.float32), allow_pickle=False)
     return stream.getvalue()
-
-
-def model_json(model: Strict) -> bytes:
-    return to_json(model.model_dump(mode="json"))
 
 
 def report_path(path: Path) -> Path:
@@ -91,7 +87,8 @@ def write_bundle(
 
     """
     listed = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    head = model_json(manifest.model_copy(update={"files": listed}))
+    whole = manifest.model_copy(update={"files": listed})
+    head = to_json(whole.model_dump(mode="json", exclude=None if whole.class_input else {"class_input"}))
     everything = {
         "manifest.json": head,
         "manifest.sha256": hashlib.sha256(head).hexdigest().encode() + b"\n",

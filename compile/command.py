@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from compile.evidence import Evidence, per_class
 from compile.job import Settings
 from compile.methods.registry import METHODS
 from compile.pipeline import Compiled, compile_data
@@ -17,7 +18,12 @@ from compile.terminal import ended_well, write_json
 
 
 def compile_bundle(  # noqa: PLR0917 - the command line
-    data: Annotated[Path, typer.Argument(help="Folder of good images: flat, or MVTec style with train/good.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of good images: flat, or MVTec style with train/good. Several: one class each, named by it."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.bundle.")],
     size: Annotated[
         int | None,
@@ -58,7 +64,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
     settings = Settings(
-        data,
+        data[0],
         output,
         size=size,
         smallest_defect_px=smallest_defect,
@@ -71,6 +77,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         version=version,
         method=method,
         fit_steps=fit_steps,
+        more=tuple(data[1:]),
     )
     with ended_well(as_json=as_json) as tick:
         compiled = compile_data(settings, tick)
@@ -83,22 +90,23 @@ def compile_bundle(  # noqa: PLR0917 - the command line
 
 def summarise(compiled: Compiled) -> dict[str, object]:
     """What `--json` prints."""
-    bundle, found = compiled.bundle, compiled.evidence
+    bundle, found, classes = compiled.bundle, compiled.evidence, compiled.classes
     return {
         "bundle": str(bundle.path),
         "id": bundle.id,
         "bytes": bundle.path.stat().st_size,
         "report": str(compiled.report),
         "image_size": {"side": found.size.size, "why": found.size.explanation},
-        "good_images": len(found.data.good),
-        "good_parts": found.data.parts,
-        "skipped": [{"file": str(item.path), "reason": item.reason} for item in found.data.skipped],
-        "remarks": found.data.remarks,
+        "classes": bundle.manifest.classes,
+        "good_images": sum(len(each.data.good) for each in classes),
+        "good_parts": sum(each.data.parts for each in classes),
+        "skipped": [{"file": str(item.path), "reason": item.reason} for each in classes for item in each.data.skipped],
+        "remarks": [f"{each.label}{remark}" for each in classes for remark in each.data.remarks],
         "thresholds": json.loads(bundle.read("threshold.json")),
         "method": bundle.manifest.method,
         "fit_steps": found.fit_steps,
-        "defects": found.defects_json(),
-        "parity": found.parity_json(),
+        "defects": per_class(classes, Evidence.defects_json),
+        "parity": per_class(classes, Evidence.parity_json),
         "graph_ms": found.graph_ms,
         "seconds": found.seconds,
         "warnings": found.warnings,
@@ -109,6 +117,20 @@ def _print(compiled: Compiled) -> None:
     console = Console(highlight=False, soft_wrap=True)
     bundle, found = compiled.bundle, compiled.evidence
     console.print(found.size.explanation, markup=False)
+    for each in compiled.classes:
+        _print_class(console, each)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    console.print(
+        f"{bundle.path}: {found.method}, {bundle.path.stat().st_size / 2**20:.1f} MB, "
+        f"graphs {', '.join(bundle.manifest.graphs)}, id {bundle.id[:12]}; report in {compiled.report}",
+        markup=False,
+    )
+
+
+def _print_class(console: Console, found: Evidence) -> None:
+    if found.class_name:
+        console.print(f"Class {found.class_name}:", markup=False)
     for item in found.data.skipped:
         console.print(f"skipped {item.path}: {item.reason}", markup=False)
     for remark in found.data.remarks:
@@ -127,10 +149,3 @@ def _print(compiled: Compiled) -> None:
         console.print(
             f"{GRAPH_NAMES[name]}: of {each.of} {found.other_name} the threshold finds {each.found}", markup=False
         )
-    for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
-    console.print(
-        f"{bundle.path}: {found.method}, {bundle.path.stat().st_size / 2**20:.1f} MB, "
-        f"graphs {', '.join(bundle.manifest.graphs)}, id {bundle.id[:12]}; report in {compiled.report}",
-        markup=False,
-    )

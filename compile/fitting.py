@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from typing import NamedTuple, cast
 
@@ -56,6 +56,7 @@ class Fit:
     seed: int
     steps: int | None  # at most; None for the method's own
     painted: Painted | None = None  # for a method that learns from them
+    classes: NDArray[np.int64] | None = None  # of these rows, where there are several
 
 
 class Fitted(NamedTuple):
@@ -132,10 +133,10 @@ def _fit(fit: Fit, progress: Progress) -> Fitted:
             steps[what] = of
         progress(fit.step if what == "fit" else f"{fit.step}, {what}", done, of)
 
-    samples = Samples(open_rows(fit.files, fit.rows))
+    samples = Samples(open_rows(fit.files, fit.rows), classes=fit.classes)
     if fit.painted is not None:
         painted = open_rows(fit.painted.files, fit.painted.rows)
-        samples = Samples(samples.good, painted, fit.painted.covered)
+        samples = replace(samples, painted=painted, covered=fit.painted.covered)
     model = method.fit(samples, fit.seed, fit.steps, tell)
     spread = None
     if method.standardised and fit.spread_rows is not None:

@@ -21,6 +21,7 @@ from compile.methods.inp_former_lite import fit_inp_former_lite
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
+from compile.methods.pnpt import Select
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
 from compile.methods.pnpt_fit import fit_pnpt
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
@@ -41,12 +42,14 @@ class Samples:
         good: maps of good pictures.
         painted: of pictures with painted defects, for a method that asks for them.
         covered: float32 [m, H / 4, W / 4], the share of each cell that is painted.
+        classes: int64 [n] of the good pictures, numbered from 0, where there are several.
 
     """
 
     good: Maps
     painted: Maps = ()
     covered: NDArray[np.float32] | None = None
+    classes: NDArray[np.int64] | None = None
 
 
 Fit = Callable[[Samples, int, int | None, Progress | None], nn.Module]  # samples, seed, steps at most, progress
@@ -71,6 +74,7 @@ class Method:
         image_score: what the model's own image score is, for people; empty where the map gives the score.
         bank: whether most of its bundle is a memory bank, which is as large at every picture size.
         head_share: time of the head relative to the trunk's, where it was measured.
+        several: whether one model may serve several classes.
 
     """
 
@@ -84,6 +88,7 @@ class Method:
     image_score: str = ""
     bank: bool = False
     head_share: float | None = None
+    several: bool = False
 
     @property
     def score(self) -> str:
@@ -96,7 +101,8 @@ class Method:
     def head(self, model: nn.Module, maps: Maps, map_size: tuple[int, int]) -> AnomalyHead:
         """Make the head of a model that takes such maps."""
         one = [torch.from_numpy(np.asarray(each[:1], np.float32)) for each in maps]
-        grids = [(found.shape[1], found.shape[2]) for found in model(one)]
+        classes = [torch.zeros(1, dtype=torch.int64)] if getattr(model, "takes_class", False) else []
+        grids = [(found.shape[1], found.shape[2]) for found in model(one, *classes)]
         return AnomalyHead(model, grids, map_size, top=self.top, smoothing=self.smoothing).eval()
 
 
@@ -153,9 +159,12 @@ def _fit_grnr(samples: Samples, seed: int, steps: int | None, progress: Progress
 
 
 def _fit_pnpt(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
-    """Fit one class, so that there is one template to take."""
-    classes = np.zeros(samples.good[0].shape[0], np.int64)
-    return fit_pnpt(samples.good, classes, seed=seed, select="nearest", progress=progress, steps=steps or PNPT_STEPS)
+    """Fit a template per class; where there is one the graph need not be told which."""
+    select: Select = "given"
+    classes = samples.classes
+    if classes is None:
+        classes, select = np.zeros(samples.good[0].shape[0], np.int64), "nearest"
+    return fit_pnpt(samples.good, classes, seed=seed, select=select, progress=progress, steps=steps or PNPT_STEPS)
 
 
 def _fit_inp_former(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
@@ -173,16 +182,23 @@ _patchcore = partial(
     smoothing=BLUR_SIGMA,
     image_score="distance of the worst patch to the bank, weighted by eq. 7 of PatchCore",
     bank=True,
+    several=True,
 )
 
 METHODS: dict[str, Method] = {
     "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
-    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
-    "pnpt": Method("PNPT-style, one class", _fit_pnpt),
+    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0, several=True),
+    "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
     "patchcore-32": _patchcore("PatchCore with stride 32 too, the taps of inp-former-pp", strides=STRIDES),
-    "inp-former": Method("INP-Former on the embedded trunk", _fit_inp_former, STRIDES),
+    "inp-former": Method("INP-Former on the embedded trunk", _fit_inp_former, STRIDES, several=True),
     "inp-former-pp": Method(
-        "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
+        "INP-Former++ on the embedded trunk",
+        _fit_inp_former_pp,
+        STRIDES,
+        top=0.0,
+        smoothing=1.5,
+        painted=True,
+        several=True,
     ),
     "varad": Method(
         "VarAD (lightweight; constants of the paper unverified)", _fit_varad, standardised=True, head_share=0.6

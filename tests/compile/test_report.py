@@ -64,7 +64,7 @@ def test_the_report_answers_what_people_ask(compiled: Compiled) -> None:
 def test_names_cannot_smuggle_markup(compiled: Compiled) -> None:
     compiled.evidence.warnings.append("<script>alert(1)</script>")
     try:
-        page = render_report(compiled.evidence)
+        page = render_report(compiled.classes)
     finally:
         compiled.evidence.warnings.pop()
     assert "script" not in Text(page).tags
