@@ -247,7 +247,8 @@ def _load_good(jobs: list[Job]) -> Good:
     good = Good(pictures, numbers[kept], groups.reshape(-1)[kept], [paths[i].name for i in kept])
     for number, each in enumerate(jobs):
         data = each.evidence.data
-        data.skipped.extend(item for item in skipped if item.path in set(data.good))
+        mine = set(data.good)
+        data.skipped.extend(item for item in skipped if item.path in mine)
         own = good.classes == number
         if (count := int(np.unique(good.groups[own]).size)) < FEWEST_PARTS:
             raise DataError(
