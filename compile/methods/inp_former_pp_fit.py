@@ -25,7 +25,7 @@ from compile.methods.inp_former_pp import INPFormerPP, Reconstruction, Segmentat
 from compile.standardise import measure_spread
 
 HEADS = 2
-STEPS = 300  # of each
+STEPS = 200  # of each
 PAINTED_BATCH, GOOD_BATCH = 8, 4
 RATE = 1e-3
 NOISE = 0.1  # of a channel's deviation
