@@ -1,6 +1,7 @@
 """The graph that a bundle carries: trunk and head under one contract, ready for export.
 
-`image` uint8 [B, H, W, 3] RGB and `mask` float32 [B, h, w] in; `score` float32 [B] and `map` float32 [B, h, w] out.
+`image` uint8 [B, H, W, 3] RGB and `mask` float32 [B, h, w] in, and `class` int64 [B] for a model that must be told it;
+`score` float32 [B] and `map` float32 [B, h, w] out.
 Normalisation, smoothing and the score's top-k are inside, the threshold never is. Trunk and head are modules of their
 own, so that each exports alone: the trunk may be quantised, the scan of the head stays in float.
 """
@@ -32,6 +33,7 @@ class AnomalyHead(nn.Module):
         model: trunk maps to one non-negative discrepancy map [B, h_i, w_i] per hierarchy. Where it has a method
             `image_score(features, maps, seen) -> [B]`, that is the score in place of the mean of the map's top: `maps`
             is what the model gave, `seen` float32 [B, h_i, w_i] per hierarchy is 1 where the mask shows some of a cell.
+            Where its `takes_class` is true it is called with the classes int64 [B], too.
         grids: sizes of the discrepancy maps.
         map_size: height and width of the output map and of the mask.
         top: share of the map's pixels whose mean is the score; 0 for the maximum.
@@ -56,6 +58,7 @@ class AnomalyHead(nn.Module):
         self.model = model
         self.map_size = map_size
         self.top = top_count(map_size, top)
+        self.takes_class = bool(getattr(model, "takes_class", False))
         self.image_score: Callable[..., Tensor] | None = getattr(model, "image_score", None)
         for i, grid in enumerate(grids):
             for name, cells, pixels in zip(("rows", "columns"), grid, map_size, strict=True):
@@ -69,9 +72,9 @@ class AnomalyHead(nn.Module):
         self.register_buffer(name, value.contiguous(), persistent=False)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs: the trunk's maps, then the mask."""
-        *features, mask = inputs
-        maps = self.model(features)
+        """Inputs: the trunk's maps, then the mask, then the classes for a model that takes them."""
+        *features, mask = inputs[: len(inputs) - self.takes_class]
+        maps = self.model(features, inputs[-1]) if self.takes_class else self.model(features)
         parts = [getattr(self, f"rows_{i}") @ each @ getattr(self, f"columns_{i}") for i, each in enumerate(maps)]
         heat = torch.stack(parts).mean(0) * mask
         if self.image_score is None:
@@ -84,7 +87,10 @@ class AnomalyHead(nn.Module):
 
 
 class AnomalyGraph(nn.Module):
-    """image uint8 [B, H, W, 3], mask float32 [B, h, w] -> score float32 [B], map float32 [B, h, w]."""
+    """image uint8 [B, H, W, 3], mask float32 [B, h, w] -> score float32 [B], map float32 [B, h, w].
+
+    A model that takes the class is given it as a third input, int64 [B].
+    """
 
     def __init__(self, trunk: nn.Module, head: AnomalyHead) -> None:
         super().__init__()
@@ -92,8 +98,8 @@ class AnomalyGraph(nn.Module):
         self.head = head
         self.eval()
 
-    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self.head(*self.trunk(image), mask))
+    def forward(self, image: Tensor, mask: Tensor, *classes: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], self.head(*self.trunk(image), mask, *classes))
 
 
 def interpolation(cells: int, pixels: int, centre: float = 0.0) -> Tensor:

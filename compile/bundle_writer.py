@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import Bundle, Manifest, Strict, read_bundle
+from edge.bundle import Bundle, Manifest, read_bundle
 from edge.errors import BeltlineError
 from edge.scorer import Scorer
 
@@ -39,10 +39,6 @@ def to_npy(array: NDArray[np.float32]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array, np.float32), allow_pickle=False)
     return stream.getvalue()
-
-
-def model_json(model: Strict) -> bytes:
-    return to_json(model.model_dump(mode="json"))
 
 
 def report_path(path: Path) -> Path:
@@ -74,7 +70,14 @@ def check_writable(path: Path) -> None:
         raise BundleWriteError(f"{path}: cannot write there ({error.strerror}). Choose another -o.") from error
 
 
-def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes], budget: int = SIZE_BUDGET) -> Bundle:
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    files: dict[str, bytes],
+    *,
+    budget: int = SIZE_BUDGET,
+    smaller: str = "Choose a smaller --size.",
+) -> Bundle:
     """Write and self-check a bundle.
 
     Args:
@@ -82,6 +85,7 @@ def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes], budget
         manifest: its `files` is filled in here.
         files: name -> content of everything but the manifest and its hash.
         budget: bytes, at most.
+        smaller: for people: what to do about a bundle over the size budget.
 
     Raises:
         BundleWriteError: the disk, the size budget, or the self-check.
@@ -89,7 +93,8 @@ def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes], budget
 
     """
     listed = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    head = model_json(manifest.model_copy(update={"files": listed}))
+    whole = manifest.model_copy(update={"files": listed})
+    head = to_json(whole.model_dump(mode="json", exclude=None if whole.class_input else {"class_input"}))
     everything = {
         "manifest.json": head,
         "manifest.sha256": hashlib.sha256(head).hexdigest().encode() + b"\n",
@@ -100,7 +105,7 @@ def write_bundle(path: Path, manifest: Manifest, files: dict[str, bytes], budget
         largest = max(everything, key=lambda name: len(everything[name]))
         raise BundleWriteError(
             f"{path}: {len(packed) / 2**20:.1f} MB, the budget is {budget / 2**20:.0f} MB; "
-            f"the largest file is {largest}. Choose a smaller --size or --backbone."
+            f"the largest file is {largest}. {smaller}"
         )
     with replacing(path, packed) as unfinished:
         self_check(read_bundle(unfinished))

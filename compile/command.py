@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 
 from compile.backbones.choice import BACKBONES, DEFAULT
+from compile.evidence import Evidence, per_class
 from compile.job import Settings
 from compile.methods.registry import METHODS
 from compile.pipeline import Compiled, compile_data
@@ -18,7 +20,12 @@ from compile.work import work_path
 
 
 def compile_bundle(  # noqa: PLR0917 - the command line
-    data: Annotated[Path, typer.Argument(help="Folder of good images: flat, or MVTec style with train/good.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of good images: flat, or MVTec style with train/good. Several: one class each, named by it."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.bundle.")],
     size: Annotated[
         int | None,
@@ -60,7 +67,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
     settings = Settings(
-        data,
+        data[0],
         output,
         size=size,
         smallest_defect_px=smallest_defect,
@@ -74,6 +81,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         method=method,
         fit_steps=fit_steps,
         backbone=backbone,
+        more=tuple(data[1:]),
     )
     with ended_well(as_json=as_json, work=work_path(output)) as tick:
         compiled = compile_data(settings, tick)
@@ -86,22 +94,23 @@ def compile_bundle(  # noqa: PLR0917 - the command line
 
 def summarise(compiled: Compiled) -> dict[str, object]:
     """What `--json` prints."""
-    bundle, found = compiled.bundle, compiled.evidence
+    bundle, found, classes = compiled.bundle, compiled.evidence, compiled.classes
     return {
         "bundle": str(bundle.path),
         "id": bundle.id,
         "bytes": bundle.path.stat().st_size,
         "report": str(compiled.report),
         "image_size": {"side": found.size.size, "why": found.size.explanation},
-        "good_images": len(found.data.good),
-        "good_parts": found.data.parts,
-        "skipped": [{"file": str(item.path), "reason": item.reason} for item in found.data.skipped],
-        "remarks": found.data.remarks,
-        "thresholds": {name: entry.model_dump(mode="json") for name, entry in bundle.thresholds.items()},
+        "classes": bundle.manifest.classes,
+        "good_images": sum(len(each.data.good) for each in classes),
+        "good_parts": sum(each.data.parts for each in classes),
+        "skipped": [{"file": str(item.path), "reason": item.reason} for each in classes for item in each.data.skipped],
+        "remarks": [f"{each.label}{remark}" for each in classes for remark in each.data.remarks],
+        "thresholds": json.loads(bundle.read("threshold.json")),
         "method": bundle.manifest.method,
         "fit_steps": found.fit_steps,
-        "defects": found.defects_json(),
-        "parity": found.parity_json(),
+        "defects": per_class(classes, Evidence.defects_json),
+        "parity": per_class(classes, Evidence.parity_json),
         "graph_ms": found.graph_ms,
         "seconds": found.seconds,
         "warnings": found.warnings,
@@ -112,6 +121,20 @@ def _print(compiled: Compiled) -> None:
     console = Console(highlight=False, soft_wrap=True)
     bundle, found = compiled.bundle, compiled.evidence
     console.print(found.size.explanation, markup=False)
+    for each in compiled.classes:
+        _print_class(console, each)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    console.print(
+        f"{bundle.path}: {found.method}, {bundle.path.stat().st_size / 2**20:.1f} MB, "
+        f"graphs {', '.join(bundle.manifest.graphs)}, id {bundle.id[:12]}; report in {compiled.report}",
+        markup=False,
+    )
+
+
+def _print_class(console: Console, found: Evidence) -> None:
+    if found.class_name:
+        console.print(f"Class {found.class_name}:", markup=False)
     for item in found.data.skipped:
         console.print(f"skipped {item.path}: {item.reason}", markup=False)
     for remark in found.data.remarks:
@@ -130,10 +153,3 @@ def _print(compiled: Compiled) -> None:
         console.print(
             f"{GRAPH_NAMES[name]}: of {each.of} {found.other_name} the threshold finds {each.found}", markup=False
         )
-    for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
-    console.print(
-        f"{bundle.path}: {bundle.path.stat().st_size / 2**20:.1f} MB, graphs {', '.join(bundle.manifest.graphs)}, "
-        f"id {bundle.id[:12]}; report in {compiled.report}",
-        markup=False,
-    )

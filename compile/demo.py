@@ -189,7 +189,7 @@ def promises_broken(run: Run, bundle: Bundle, parts: Sequence[LinePart]) -> list
     escaped = [f"{part} ({sizes[part]} px)" for part in counts.escapes]
     if len(escaped) > ESCAPE_SHARE * counts.defective:
         problems.append(f"{len(escaped)} of {counts.defective} painted defects escaped: {', '.join(escaped)}")
-    threshold = bundle.thresholds[run.graph]
+    threshold = bundle.thresholds[0][run.graph]
     rank = rank_for(threshold.parts, threshold.target_false_reject)
     low, high = overkill_interval(threshold.parts, rank, counts.good, OVERKILL_LEVEL)
     if not low <= len(counts.overkill) <= high:

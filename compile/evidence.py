@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from compile.image_size import SizeChoice
 from compile.parity import Reduced
 from compile.precision import Rendering
 from edge.bundle import GraphName
+
+Said = TypeVar("Said")
 
 
 class Interval(NamedTuple):
@@ -57,13 +60,18 @@ class Example:
 
 @dataclass(slots=True)
 class Evidence:
-    """Filled while the compilation goes on."""
+    """Of one class of a bundle, filled while the compilation goes on.
+
+    Classes of one bundle share `renderings` and `warnings`; what is about the whole is kept with the first of them.
+    """
 
     name: str
     version: str
     seed: int
     data: DataSet
     size: SizeChoice
+    method: str = ""  # its title
+    class_name: str = ""  # where the bundle is for several
     split: str = ""  # for people
     fit_steps: int = 0  # that the shipped head took
     promise: str = ""  # the threshold's, for people
@@ -82,6 +90,14 @@ class Evidence:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # step -> duration
     machine: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a sentence about this class begins with."""
+        return f"Class {self.class_name}: " if self.class_name else ""
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(self.label + text)
 
     def defects_found(self) -> dict[GraphName, Found]:
         """By each graph of the bundle at its own threshold."""
@@ -104,6 +120,13 @@ class Evidence:
             "engine": "not run",
             "trt_scored_by": "ONNX Runtime, Q/DQ in float as written",
         }
+
+
+def per_class(classes: Sequence[Evidence], say: Callable[[Evidence], Said]) -> Said | dict[str, Said]:
+    """What there is to say, by class where there are several."""
+    if len(classes) == 1:
+        return say(classes[0])
+    return {found.class_name: say(found) for found in classes}
 
 
 def _reduced(found: Reduced, rendering: Rendering) -> dict[str, object]:

@@ -161,13 +161,16 @@ class Features:
         return np.concatenate([pictures + turn * self.pictures for turn in range(len(self.renderings))])
 
     @torch.no_grad()
-    def score(self, head: nn.Module, name: str, rows: NDArray[np.int64], map_side: int) -> NDArray[np.float64]:
-        """Score the chosen pictures of one rendering with a head: [len(rows)]."""
+    def score(
+        self, head: nn.Module, name: str, rows: NDArray[np.int64], map_side: int, class_index: int | None = None
+    ) -> NDArray[np.float64]:
+        """Score the chosen pictures of one rendering with a head, all as one class if it must be told: [len(rows)]."""
         first = self.renderings.index(name) * self.pictures
         scores = []
         for start in range(0, len(rows), SCORE_BATCH):
             chosen = first + rows[start : start + SCORE_BATCH]
             maps = [torch.from_numpy(np.asarray(array[chosen])) for array in self.maps]
-            score, _ = head(*maps, torch.ones(len(chosen), map_side, map_side))
+            classes = [] if class_index is None else [torch.full((len(chosen),), class_index)]
+            score, _ = head(*maps, torch.ones(len(chosen), map_side, map_side), *classes)
             scores.append(score.numpy().astype(np.float64))
         return np.concatenate(scores)

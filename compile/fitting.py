@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -62,6 +62,7 @@ class Fit:
     steps: int | None  # at most; None for the method's own
     checkpoints: Path  # where it keeps them
     painted: Painted | None = None  # for a method that learns from them
+    classes: NDArray[np.int64] | None = None  # of these rows, where there are several
 
 
 class Fitted(NamedTuple):
@@ -146,10 +147,10 @@ def _fit(fit: Fit, progress: Progress) -> Fitted:
             steps[what] = of
         progress(fit.step if what == "fit" else f"{fit.step}, {what}", done, of)
 
-    samples = Samples(open_rows(fit.files, fit.rows))
+    samples = Samples(open_rows(fit.files, fit.rows), classes=fit.classes)
     if fit.painted is not None:
         painted = open_rows(fit.painted.files, fit.painted.rows)
-        samples = Samples(samples.good, painted, fit.painted.covered)
+        samples = replace(samples, painted=painted, covered=fit.painted.covered)
     with resumable(fit.checkpoints):
         model = method.fit(samples, fit.seed, fit.steps, tell)
     spread = None

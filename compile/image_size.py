@@ -15,7 +15,6 @@ from edge.errors import BeltlineError
 
 ASSUMED_DEFECT = 20.0  # source pixels, where nobody stated it; the size then stays within the next two
 DEFAULT_SMALLEST, DEFAULT_LARGEST = 256, 384
-HEAD_SHARE = 0.6  # time of the head relative to the trunk; the report has the measured times of the whole graph
 
 
 class ImageSizeError(BeltlineError):
@@ -90,8 +89,8 @@ def choose_size(
     return SizeChoice(chosen, " ".join(words), _missed(chosen, longer_side, smallest_defect_px, cell))
 
 
-def measure_ms_per_megapixel(trunk: onnx.ModelProto, runs: int = 9) -> float:
-    """Time of the float graph on this machine, one thread: the trunk measured, the head by its usual share.
+def measure_ms_per_megapixel(trunk: onnx.ModelProto, head_share: float, runs: int = 9) -> float:
+    """Time of the float graph on this machine, one thread: the trunk measured, the head by its share of that.
 
     A float upper bound: INT8, where it is kept, is faster.
     """
@@ -104,7 +103,7 @@ def measure_ms_per_megapixel(trunk: onnx.ModelProto, runs: int = 9) -> float:
         started = time.perf_counter()
         session.run(None, {value.name: image})
         times.append((time.perf_counter() - started) * 1000)
-    return float(statistics.median(times[2:]) * (1 + HEAD_SHARE) / (height * width / 1e6))
+    return float(statistics.median(times[2:]) * (1 + head_share) / (height * width / 1e6))
 
 
 def _up(pixels: float, step: int) -> int:

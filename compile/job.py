@@ -40,6 +40,12 @@ class Settings:
     method: str = "varad"
     fit_steps: int | None = None  # the method's own
     backbone: str = DEFAULT.name
+    more: tuple[Path, ...] = ()  # folders of further classes of the same bundle
+
+    @property
+    def folders(self) -> list[Path]:
+        """One per class."""
+        return [self.data, *self.more]
 
 
 @dataclass(slots=True)
@@ -63,13 +69,14 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One compilation, once its data are read and its image size is chosen."""
+    """One compilation, or one class of it, once its data are read and its image size is chosen."""
 
     settings: Settings
     clock: Clock
     work: Path  # scratch folder
     spec: Input
     evidence: Evidence
+    class_index: int | None = None  # what the graph is told, where it takes the class
     backbone: Backbone = DEFAULT
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 

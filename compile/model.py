@@ -89,10 +89,18 @@ def paint_samples(job: Job, trunks: Graphs, good: NDArray[np.uint8]) -> PaintedP
     return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good))
 
 
-def fit_heads(job: Job, features: Features, plan: SplitPlan, painted: PaintedPictures | None = None) -> Heads:
+def fit_heads(
+    job: Job,
+    features: Features,
+    plan: SplitPlan,
+    painted: PaintedPictures | None = None,
+    classes: NDArray[np.int64] | None = None,
+) -> Heads:
     """Fit a head per fold; where parts were simply held out, that one is shipped.
 
     Cross-fitted heads count in deviations of pictures that were not fitted on; a fold's own take no part in its own.
+    Where there are several `classes`, int64 [n] of the good pictures, a fit sees them in random order: a method that
+    measures something on the first pictures shall meet all classes.
     """
     cross = plan.cross_fitted
     turns: list[tuple[str, NDArray[np.int64], NDArray[np.int64] | None]] = [
@@ -101,6 +109,9 @@ def fit_heads(job: Job, features: Features, plan: SplitPlan, painted: PaintedPic
     ]
     if cross:
         turns.append(("fit all", np.arange(features.pictures), None))
+    if classes is not None:
+        order = np.random.default_rng(job.settings.seed)
+        turns = [(step, order.permutation(pictures), measured) for step, pictures, measured in turns]
     fits = [
         Fit(
             step,
@@ -113,6 +124,7 @@ def fit_heads(job: Job, features: Features, plan: SplitPlan, painted: PaintedPic
             job.settings.fit_steps,
             job.work / step,
             None if painted is None else painted.on(pictures),
+            None if classes is None else np.tile(classes[pictures], len(features.renderings)),
         )
         for step, pictures, measured in turns
     ]
@@ -141,7 +153,8 @@ def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead) -> Graphs:
     maps = tuple(torch.zeros(2, *shape) for shape in shapes)
     mask = torch.ones(2, job.map_side, job.map_side)
     names = [value.name for value in trunks["float"].graph.output]
-    exported = export(head, (*maps, mask), [*names, "mask"], ["score", "map"])
+    classes = {"class": torch.zeros(2, dtype=torch.int64)} if head.takes_class else {}
+    exported = export(head, (*maps, mask, *classes.values()), [*names, "mask", *classes], ["score", "map"])
     graphs: Graphs = {name: join(trunk, exported) for name, trunk in trunks.items()}
     for name in ("float", "trt"):
         if name in graphs and (problems := check_allowed(graphs[name])):

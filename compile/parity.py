@@ -63,13 +63,16 @@ def score_all(
     pictures: NDArray[np.uint8],
     map_side: int,
     tick: Callable[[int, int], None] | None = None,
+    class_index: int | None = None,
 ) -> Scored:
-    """Score pictures uint8 [n, H, W, 3] one by one, as the box does."""
-    mask = np.ones((1, map_side, map_side), np.float32)
+    """Score pictures uint8 [n, H, W, 3] one by one, as the box does; all as one class if the graph must be told."""
+    given = {"mask": np.ones((1, map_side, map_side), np.float32)}
+    if class_index is not None:
+        given["class"] = np.array([class_index], np.int64)
     scores = np.empty(len(pictures))
     maps = np.empty((len(pictures), map_side, map_side), np.float32)
     for position, picture in enumerate(pictures):
-        score, heat = session.run(["score", "map"], {"image": picture[None], "mask": mask})
+        score, heat = session.run(["score", "map"], {"image": picture[None], **given})
         scores[position], maps[position] = score[0], heat[0]
         if tick:
             tick(position + 1, len(pictures))
@@ -103,7 +106,12 @@ def check_float(trained: Scored, graph: Scored, threshold: float) -> dict[str, f
     }
 
 
-def check_behaviour(open_graph: Callable[[], ort.InferenceSession], pictures: NDArray[np.uint8], map_side: int) -> None:
+def check_behaviour(
+    open_graph: Callable[[], ort.InferenceSession],
+    pictures: NDArray[np.uint8],
+    map_side: int,
+    class_index: int | None = None,
+) -> None:
     """Refuse a graph that does not repeat itself or does not look at its input.
 
     Raises:
@@ -111,9 +119,9 @@ def check_behaviour(open_graph: Callable[[], ort.InferenceSession], pictures: ND
 
     """
     session = open_graph()
-    first = score_all(session, pictures, map_side)
+    first = score_all(session, pictures, map_side, class_index=class_index)
     for what, again in (("the second time", session), ("after a reload", open_graph())):
-        second = score_all(again, pictures, map_side)
+        second = score_all(again, pictures, map_side, class_index=class_index)
         if not (np.array_equal(first.scores, second.scores) and np.array_equal(first.maps, second.maps)):
             raise ParityError(f"the graph answers the same pictures differently {what}")
     if not np.isfinite(first.scores).all() or not np.isfinite(first.maps).all():

@@ -1,10 +1,16 @@
-"""From a folder of good parts to a bundle: the whole way, in order."""
+"""From folders of good parts to a bundle: the whole way, in order.
+
+Several classes share the size, the trunk, the fits and the graphs; each has its own split, threshold, evidence and
+golden inputs. One class is the same with a list of one.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -14,23 +20,25 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from calibration.threshold import DEFAULT_TARGET
+from calibration.threshold import DEFAULT_TARGET, CalibrationError, ThresholdResult
 from compile.anomaly_graph import AnomalyGraph
 from compile.backbones.choice import Backbone, find_backbone
 from compile.bundle_writer import SIZE_BUDGET, check_writable, replacing, report_path, to_json, write_bundle
-from compile.data import FEWEST_PARTS, DataError, DataSet, Skipped, read_data
-from compile.evidence import Evidence
+from compile.classes import class_names, joint_source, read_classes
+from compile.data import FEWEST_PARTS, DataError, DataSet, Skipped
+from compile.evidence import Evidence, per_class
 from compile.features import load_pictures
 from compile.fitting import one_thread
-from compile.golden import golden_files
+from compile.golden import Inputs, golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
 from compile.methods.registry import Method, find_method
-from compile.model import export_graphs, extract, fit_heads, paint_samples, render_trunks
+from compile.model import Heads, export_graphs, extract, fit_heads, paint_samples, render_trunks
 from compile.precision import CalibrationRecord
 from compile.proof import (
     PARITY_PICTURES,
     Test,
+    agree,
     check_graphs,
     drop_refused,
     judge_on_painted,
@@ -40,12 +48,13 @@ from compile.proof import (
     time_graphs,
 )
 from compile.report import render_report
-from compile.split_plan import plan_split
+from compile.split_plan import SplitPlan, plan_classes, together
 from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import check_wishes
 from compile.work import work_key, work_path, working_folder
 from edge.bundle import SIZE_LIMIT, Bundle, Graph, GraphName, Input, Manifest, Threshold
+from edge.errors import BeltlineError
 
 MEASURED_SIZE = 256  # pixels: where the cost of a megapixel is measured
 PRECISIONS: dict[GraphName, str] = {
@@ -58,15 +67,41 @@ HALF = "float16 linear layers, float32 between them"
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A bundle, where its report lies, and what was found out on the way."""
+    """A bundle, where its report lies, and what was found out on the way about each class."""
 
     bundle: Bundle
     report: Path
-    evidence: Evidence
+    classes: list[Evidence]
+
+    @property
+    def evidence(self) -> Evidence:
+        """Of the first class, and of the whole."""
+        return self.classes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """The good pictures of all classes, one class after the other."""
+
+    pictures: NDArray[np.uint8]  # [n, H, W, 3], on disk
+    classes: NDArray[np.int64]  # [n]
+    groups: NDArray[np.int64]  # [n], the physical part of each, numbered over all classes
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made for all classes."""
+
+    good: Good
+    trunks: Graphs
+    heads: Heads
+    trained: AnomalyGraph
+    graphs: Graphs
 
 
 def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Compiled:
-    """Compile a folder into a bundle at `settings.output`, with its report beside it.
+    """Compile a folder, or one per class, into a bundle at `settings.output`, with its report beside it.
 
     Raises:
         BeltlineError: anything about the data, the wishes or the result; nothing is written then.
@@ -79,72 +114,127 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
     clock = Clock(progress)
     with one_thread():
         with clock.step("read"):
-            data = read_data(settings.data, settings.group_by, clock.ticks("read files"))
-            key = work_key(settings, data, backbone, _machine())
+            classes = read_classes(settings.folders, settings.group_by, clock.ticks("read files"))
+            source = joint_source(classes)
+            key = work_key(settings, classes, backbone, _machine())
         with clock.step("size"):
-            size = _size(settings, data, backbone, method)
-        evidence = Evidence(settings.name or settings.output.stem, settings.version, settings.seed, data, size)
-        evidence.seconds = clock.seconds
-        evidence.machine = _machine()
-        evidence.warnings += [size.warning] if size.warning else []
-        spec = Input(height=size.size, width=size.size, source=data.source)
+            size = _size(settings, max(data.longer_side for data in classes), backbone, method)
+        spec = Input(height=size.size, width=size.size, source=source)
         with working_folder(work_path(settings.output), key) as folder:
-            return _compile(Job(settings, clock, folder, spec, evidence, backbone))
+            jobs = []
+            for number, (name, data) in enumerate(zip(class_names(settings.folders), classes, strict=True)):
+                work = folder / str(number)
+                work.mkdir(exist_ok=True)
+                evidence = _evidence(settings, method, name, data, size)
+                jobs.append(Job(settings, clock, work, spec, evidence, backbone=backbone))
+            whole = jobs[0].evidence
+            whole.seconds, whole.machine = clock.seconds, _machine()
+            whole.warnings += [size.warning] if size.warning else []
+            for job in jobs[1:]:
+                job.evidence.warnings, job.evidence.renderings = whole.warnings, whole.renderings
+            return _compile(jobs)
 
 
-def _compile(job: Job) -> Compiled:
+def _evidence(settings: Settings, method: Method, class_name: str, data: DataSet, size: SizeChoice) -> Evidence:
+    return Evidence(
+        settings.name or settings.output.stem,
+        settings.version,
+        settings.seed,
+        data,
+        size,
+        method=method.title,
+        class_name=class_name,
+    )
+
+
+def _compile(jobs: list[Job]) -> Compiled:
+    job = jobs[0]
     step = job.clock.step
     with step("load"):
-        pictures, groups, names = _load_good(job)
-        test = _load_test(job)
-    plan = plan_split(groups, job.settings.target_false_reject or DEFAULT_TARGET, job.settings.seed)
-    job.evidence.split = plan.words
-    extrapolates(job.settings, int(np.unique(groups[plan.held]).size))  # too few parts are said before the fit
+        good = _load_good(jobs)
+        tests = [_load_test(each) for each in jobs]
+    target = job.settings.target_false_reject or DEFAULT_TARGET
+    plans = plan_classes(good.groups, good.classes, target, job.settings.seed)
+    for each, plan in zip(jobs, plans, strict=True):
+        each.evidence.split = plan.words
+        with _of_class(each):  # too few parts are said before the fit
+            extrapolates(job.settings, int(np.unique(good.groups[plan.held]).size))
+    plan = together(plans)
     method = find_method(job.settings.method, job.backbone)
     trunk = job.backbone.build(method.levels, job.spec.height)
     with step("quantise"):
-        trunks, record = render_trunks(job, trunk, pictures[plan.folds[0][0]])
+        trunks, record = render_trunks(job, trunk, good.pictures[plan.folds[0][0]])
     with step("features"):
-        features = extract(job, trunks, pictures, "features")
+        features = extract(job, trunks, good.pictures, "features")
     painted_samples = None
     if method.painted:
         with step("samples"):
-            painted_samples = paint_samples(job, trunks, pictures)
+            painted_samples = paint_samples(job, trunks, good.pictures)
     with step("fit"):
-        heads = fit_heads(job, features, plan, painted_samples)
+        heads = fit_heads(job, features, plan, painted_samples, good.classes if len(jobs) > 1 else None)
     with step("export"):
         graphs = export_graphs(job, trunks, heads.shipped)
+    if heads.shipped.takes_class:
+        jobs = [replace(each, class_index=number) for number, each in enumerate(jobs)]
     with step("threshold"):
-        held = set_thresholds(job, features, plan, heads, groups)
-        job.evidence.good_names = [names[i] for i in held]
-        warn_of_outliers(job.evidence)
+        for each, own in zip(jobs, plans, strict=True):
+            with _of_class(each):
+                held = set_thresholds(each, features, own, heads, good.groups)
+            each.evidence.good_names = [good.names[i] for i in held]
+            warn_of_outliers(each.evidence)
     with step("prove"):
-        trained = AnomalyGraph(trunk, heads.shipped)
-        painted = paint(job, pictures, held)
-        half = PARITY_PICTURES // 2
-        sample = np.concatenate([pictures[held[:half]], np.stack([defect.image for defect in painted[:half]])])
-        check_graphs(job, trained, graphs, sample)
-        if test is not None:
-            judge_on_test(job, trained, graphs, test)
-            defects = [(test.images[i].kind, test.pictures[i]) for i in np.flatnonzero(test.defective)]
-        else:
-            judge_on_painted(job, trunks, plan, heads, held, painted=painted)
-            defects = [(f"painted {defect.kind}, {defect.size_px} px", defect.image) for defect in painted]
-        golden = show_examples(job, graphs, pictures[held], defects)
-        graphs = drop_refused(job, graphs)
-        warn_of_blindness(job.evidence, job.settings.target_false_reject)
-        time_graphs(job, graphs, pictures[0])
+        made = Made(good, trunks, heads, AnomalyGraph(trunk, heads.shipped), graphs)
+        golden = []
+        for each, own, test in zip(jobs, plans, tests, strict=True):
+            with _of_class(each):
+                golden.append(_prove(each, made, own, test))
+        agree([each.evidence for each in jobs])
+        for each in jobs:
+            kept = drop_refused(each, graphs)
+            warn_of_blindness(each.evidence, job.settings.target_false_reject)
+        time_graphs(jobs[0], kept, good.pictures[0])
     with step("write"):
-        return _write(job, graphs, record, golden, groups)
+        return _write(jobs, kept, record, golden, good)
 
 
-def _size(settings: Settings, data: DataSet, backbone: Backbone, method: Method) -> SizeChoice:
+def _prove(job: Job, made: Made, plan: SplitPlan, test: Test | None) -> Inputs:
+    """Prove the graphs on one class, and choose its golden inputs."""
+    pictures, graphs = made.good.pictures, made.graphs
+    held = plan.held
+    painted = paint(job, pictures, held)
+    half = PARITY_PICTURES // 2
+    sample = np.concatenate([pictures[held[:half]], np.stack([defect.image for defect in painted[:half]])])
+    check_graphs(job, made.trained, graphs, sample)
+    if test is not None:
+        judge_on_test(job, made.trained, graphs, test)
+        defects = [(test.images[i].kind, test.pictures[i]) for i in np.flatnonzero(test.defective)]
+    else:
+        judge_on_painted(job, made.trunks, plan, made.heads, held, painted=painted)
+        defects = [(f"painted {defect.kind}, {defect.size_px} px", defect.image) for defect in painted]
+    shown = show_examples(job, graphs, pictures[held], defects)
+    several = bool(job.evidence.class_name)  # then half suffices: every box repeats those of all classes
+    return Inputs(shown[::2] if several else shown, job.evidence.class_name, job.class_index)
+
+
+@contextmanager
+def _of_class(job: Job) -> Iterator[None]:
+    """Say of which class an error is, where there are several."""
+    try:
+        yield
+    except (BeltlineError, CalibrationError) as error:
+        if job.evidence.class_name:
+            raise type(error)(f"{job.evidence.label}{error}") from error
+        raise
+
+
+def _size(settings: Settings, longer_side: int, backbone: Backbone, method: Method) -> SizeChoice:
     cost = None
     if settings.budget_ms is not None and settings.size is None:
+        assert method.head_share is not None  # by `check_wishes`
         side = MEASURED_SIZE // backbone.step * backbone.step
-        cost = measure_ms_per_megapixel(export_trunk(backbone.build(method.levels, side), side))
+        cost = measure_ms_per_megapixel(export_trunk(backbone.build(method.levels, side), side), method.head_share)
     return choose_size(
-        data.longer_side,
+        longer_side,
         size=settings.size,
         smallest_defect_px=settings.smallest_defect_px,
         budget_ms=settings.budget_ms,
@@ -153,17 +243,25 @@ def _size(settings: Settings, data: DataSet, backbone: Backbone, method: Method)
     )
 
 
-def _load_good(job: Job) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    data = job.evidence.data
-    pictures, kept, skipped = load_pictures(data.good, job.spec, job.work / "good.bin", job.clock.ticks("load good"))
-    data.skipped.extend(skipped)
-    groups = data.groups[kept]
-    if (parts := int(np.unique(groups).size)) < FEWEST_PARTS:
-        raise DataError(
-            f"{data.folder}: {len(kept)} usable images show only {parts} different parts, at least {FEWEST_PARTS} are "
-            "needed. Add good parts, or say with --group-by which images show the same one."
-        )
-    return pictures, groups, [data.good[i].name for i in kept]
+def _load_good(jobs: list[Job]) -> Good:
+    job = jobs[0]
+    paths = [path for each in jobs for path in each.evidence.data.good]
+    pictures, kept, skipped = load_pictures(paths, job.spec, job.work / "good.bin", job.clock.ticks("load good"))
+    numbers = np.repeat(np.arange(len(jobs)), [len(each.evidence.data.good) for each in jobs])
+    parts = np.concatenate([each.evidence.data.groups for each in jobs])
+    _, groups = np.unique(np.stack([numbers, parts]), axis=1, return_inverse=True)
+    good = Good(pictures, numbers[kept], groups.reshape(-1)[kept], [paths[i].name for i in kept])
+    for number, each in enumerate(jobs):
+        data = each.evidence.data
+        mine = set(data.good)
+        data.skipped.extend(item for item in skipped if item.path in mine)
+        own = good.classes == number
+        if (count := int(np.unique(good.groups[own]).size)) < FEWEST_PARTS:
+            raise DataError(
+                f"{data.folder}: {own.sum()} usable images show only {count} different parts, at least {FEWEST_PARTS} "
+                "are needed. Add good parts, or say with --group-by which images show the same one."
+            )
+    return good
 
 
 def _load_test(job: Job) -> Test | None:
@@ -177,28 +275,30 @@ def _load_test(job: Job) -> Test | None:
 
 
 def _write(
-    job: Job, graphs: Graphs, record: CalibrationRecord, golden: NDArray[np.uint8], groups: NDArray[np.int64]
+    jobs: list[Job], graphs: Graphs, record: CalibrationRecord, golden: Sequence[Inputs], good: Good
 ) -> Compiled:
-    found, wanted = job.evidence, job.settings
+    job, classes = jobs[0], [each.evidence for each in jobs]
+    found, wanted, several = job.evidence, job.settings, len(jobs) > 1
     method = find_method(wanted.method, job.backbone)
-    report = render_report(found).encode()
+    report = render_report(classes).encode()
     files = {
         **{FILES[name]: model.SerializeToString(deterministic=True) for name, model in graphs.items()},
         **golden_files(graphs, golden, job.map_side),
-        "threshold.json": to_json({name: _threshold(job, name) for name in graphs}),
-        "parity.json": to_json(found.parity_json()),
+        "threshold.json": to_json(per_class(classes, lambda each: _thresholds(each, graphs))),
+        "parity.json": to_json(per_class(classes, Evidence.parity_json)),
         "calibration.json": to_json(record.to_json()),
         "report.html": report,
     }
     manifest = Manifest(
+        schema_version=2 if several else 1,
         name=found.name,
         version=found.version,
-        method=method.title,
+        method=found.method,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         input=job.spec,
         map_height=job.map_side,
         map_width=job.map_side,
-        score="mean of the largest pixels of the smoothed map",
+        score=method.score,
         graphs={
             name: Graph(
                 file=FILES[name],
@@ -207,6 +307,8 @@ def _write(
             )
             for name in graphs
         },
+        classes=[each.class_name for each in classes] if several else [],
+        class_input=job.class_index is not None,
         provenance={
             "beltline": version("beltline"),
             "backbone": f"{job.backbone.title}, {', '.join(map_names(method.levels))}, frozen",
@@ -216,10 +318,10 @@ def _write(
             "onnxruntime": version("onnxruntime"),
             "seed": wanted.seed,
             "fit_steps": found.fit_steps,
-            "good_pictures": len(groups),
-            "good_parts": int(np.unique(groups).size),
+            "good_pictures": len(good.names),
+            "good_parts": int(np.unique(good.groups).size),
             "group_by": wanted.group_by,
-            "split": found.split,
+            "split": per_class(classes, lambda each: each.split),
             "image_size": found.size.explanation,
         },
         files={},
@@ -227,12 +329,22 @@ def _write(
     path = report_path(wanted.output)
     with replacing(path, report):  # a bundle without its report would not do, nor the other way round
         budget = SIZE_BUDGET if job.backbone.family == "lite" else SIZE_LIMIT
-        bundle = write_bundle(wanted.output, manifest, files, budget)
-    return Compiled(bundle, path, found)
+        smaller = _smaller(method, several=several)
+        bundle = write_bundle(wanted.output, manifest, files, budget=budget, smaller=smaller)
+    return Compiled(bundle, path, classes)
 
 
-def _threshold(job: Job, name: GraphName) -> dict[str, object]:
-    result = job.evidence.thresholds[name]
+def _smaller(method: Method, *, several: bool) -> str:
+    if method.bank:
+        return "The memory bank is as large at every --size: choose another --method."
+    return "Choose a smaller --size" + (", or compile fewer classes together." if several else ".")
+
+
+def _thresholds(found: Evidence, graphs: Graphs) -> dict[str, object]:
+    return {name: _threshold(found.thresholds[name]) for name in graphs}
+
+
+def _threshold(result: ThresholdResult) -> dict[str, object]:
     return Threshold(
         value=result.value,
         target_false_reject=result.target_false_reject,

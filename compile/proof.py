@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from compile.anomaly_graph import AnomalyGraph
 from compile.data import LabelledImage
 from compile.evaluate import load_masks, test_row
-from compile.evidence import Example
+from compile.evidence import Evidence, Example
 from compile.job import FILES, Graphs, Job
 from compile.model import Heads, extract
 from compile.onnx_session import open_session
@@ -62,10 +63,11 @@ def check_graphs(job: Job, trained: AnomalyGraph, graphs: Graphs, pictures: NDAr
 
     """
     mine = score_torch(job, trained, pictures, "parity")
-    _check_float(job, mine, score_all(open_session(graphs["float"]), pictures, job.map_side))
+    theirs = score_all(open_session(graphs["float"]), pictures, job.map_side, class_index=job.class_index)
+    _check_float(job, mine, theirs)
     few = pictures[:: max(1, len(pictures) // 4)]
     for name, model in graphs.items():
-        check_behaviour(_opener(name, model.SerializeToString()), few, job.map_side)
+        check_behaviour(_opener(name, model.SerializeToString()), few, job.map_side, job.class_index)
 
 
 def judge_on_test(job: Job, trained: AnomalyGraph, graphs: Graphs, test: Test) -> None:
@@ -110,7 +112,7 @@ def judge_on_painted(
         for number, head in enumerate(heads.folds):
             rows = np.flatnonzero(fold == number)
             if rows.size:
-                scores[rows] = features.score(head, name, rows, job.map_side)
+                scores[rows] = features.score(head, name, rows, job.map_side, job.class_index)
         found.other_scores[name] = scores
     found.other_name = "painted defects on held-out parts"
     for name in found.renderings:
@@ -160,7 +162,7 @@ def show_examples(
     ]
     shown += [defects[i] for i in chosen]
     pictures = np.stack([picture for _, picture in shown])
-    scored = score_all(open_session(graphs["float"]), pictures, job.map_side)
+    scored = score_all(open_session(graphs["float"]), pictures, job.map_side, class_index=job.class_index)
     job.evidence.examples = [
         Example(title, picture, heat, float(score))
         for (title, picture), heat, score in zip(shown, scored.maps, scored.scores, strict=True)
@@ -169,14 +171,27 @@ def show_examples(
     return pictures[[1, 2, *range(first_defect, min(first_defect + 2, len(pictures)))]]
 
 
+def agree(classes: Sequence[Evidence]) -> None:
+    """Take a reduced graph back that another class refuses: the bundle has it for all classes or for none."""
+    for name in classes[0].renderings:
+        against = [found.class_name for found in classes if not found.reduced[name].kept]
+        for found in classes:
+            if against and found.reduced[name].kept:
+                reason = f"refused for class {', '.join(against)}"
+                found.reduced[name] = replace(found.reduced[name], kept=False, reason=reason)
+
+
 def drop_refused(job: Job, graphs: Graphs) -> Graphs:
     """Leave out the reduced graphs that gave up too much, and say so; and where rounding changed much all the same."""
     for name, reduced in job.evidence.reduced.items():
         change = max(job.evidence.renderings[name].change)
         if not reduced.kept:
-            job.evidence.warnings.append(f"{FILES[name]} was left out: {reduced.reason} (on {reduced.evidence}).")
-        elif change > FEATURE_BUDGET:
+            label = job.evidence.label
             job.evidence.warnings.append(
+                f"{label}{FILES[name]} was left out: {reduced.reason} (on {reduced.evidence})."
+            )
+        elif change > FEATURE_BUDGET:
+            job.evidence.warn(
                 f"{FILES[name]}: rounding changes the trunk's maps by {change:.0%}, {FEATURE_BUDGET:.0%} was wanted. "
                 f"It was kept, as its scores are {reduced.reason}."
             )
@@ -190,7 +205,7 @@ def time_graphs(job: Job, graphs: Graphs, picture: NDArray[np.uint8]) -> None:
     for _ in range(TIMED_RUNS):
         for name, session in sessions.items():
             started = time.perf_counter()
-            score_all(session, picture[None], job.map_side)
+            score_all(session, picture[None], job.map_side, class_index=job.class_index)
             times[name].append((time.perf_counter() - started) * 1000)
     job.evidence.graph_ms = {name: statistics.median(taken[WARM_UP_RUNS:]) for name, taken in times.items()}
 
@@ -202,8 +217,9 @@ def score_torch(job: Job, graph: AnomalyGraph, pictures: NDArray[np.uint8], step
     scores = np.empty(len(pictures))
     maps = np.empty((len(pictures), job.map_side, job.map_side), np.float32)
     mask = torch.ones(1, job.map_side, job.map_side)
+    classes = [] if job.class_index is None else [torch.tensor([job.class_index])]
     for i, picture in enumerate(pictures):
-        score, heat = graph(torch.from_numpy(np.array(picture))[None], mask)
+        score, heat = graph(torch.from_numpy(np.array(picture))[None], mask, *classes)
         scores[i], maps[i] = float(score[0]), heat[0].numpy()
         tick(i + 1, len(pictures))
     return Scored(scores, maps)
@@ -211,7 +227,7 @@ def score_torch(job: Job, graph: AnomalyGraph, pictures: NDArray[np.uint8], step
 
 def _score(job: Job, name: GraphName, model: onnx.ModelProto, pictures: NDArray[np.uint8], step: str) -> Scored:
     session = open_graph(name, model.SerializeToString())
-    return score_all(session, pictures, job.map_side, job.clock.ticks(f"{step} {name}"))
+    return score_all(session, pictures, job.map_side, job.clock.ticks(f"{step} {name}"), job.class_index)
 
 
 def _opener(name: GraphName, model: bytes) -> Callable[[], ort.InferenceSession]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from importlib.resources import files
 
 import cv2
@@ -25,24 +26,32 @@ GRAPH_NAMES = {
 }
 
 
-def render_report(evidence: Evidence) -> str:
-    """Render the report: HTML with every picture inlined, no script, nothing fetched."""
+def render_report(classes: Sequence[Evidence]) -> str:
+    """Render the report: HTML with every picture inlined, no script, nothing fetched.
+
+    Args:
+        classes: what was found out about each class, the first about the whole too.
+
+    """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(files("compile").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(whole=classes[0], classes=[_shown(each) for each in classes], names=GRAPH_NAMES)
+
+
+def _shown(evidence: Evidence) -> dict[str, object]:
     peak = max((float(np.quantile(each.map, 0.995)) for each in evidence.examples), default=1.0)
-    return template.render(
-        it=evidence,
-        names=GRAPH_NAMES,
-        histogram=_histogram(evidence),
-        examples=[
+    return {
+        "it": evidence,
+        "histogram": _histogram(evidence),
+        "examples": [
             {"title": e.title, "score": e.score, "image": _png(e.image), "overlay": _png(_overlay(e, peak))}
             for e in evidence.examples
         ],
-        skipped=evidence.data.skipped[:MOST_SKIPPED],
-        more_skipped=max(0, len(evidence.data.skipped) - MOST_SKIPPED),
-    )
+        "skipped": evidence.data.skipped[:MOST_SKIPPED],
+        "more_skipped": max(0, len(evidence.data.skipped) - MOST_SKIPPED),
+    }
 
 
 def _histogram(evidence: Evidence) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +31,20 @@ class SplitPlan:
         return np.concatenate([rows for _, rows in self.folds])
 
 
-def plan_split(groups: NDArray[np.int64], target_false_reject: float, seed: int) -> SplitPlan:
+def plan_split(groups: NDArray[np.int64], target_false_reject: float, seed: int, folds: int | None = None) -> SplitPlan:
     """Cross-fit where parts are few for the target, hold parts out where there are enough.
 
     Args:
         groups: [n], the physical part of each picture.
         target_false_reject: n held-out parts support no less than 1/(n+1).
         seed: of the shuffle.
+        folds: cross-fit in so many.
 
     """
     parts = int(np.unique(groups).size)
     needed = math.ceil(2 / target_false_reject)  # one rejected part expected below the largest score
-    if parts < FEW_PARTS or (needed > LARGEST_HELD_OUT * parts and parts < MANY_PARTS):
-        k = 5 if parts < FEW_PARTS else 3
+    if folds or parts < FEW_PARTS or (needed > LARGEST_HELD_OUT * parts and parts < MANY_PARTS):
+        k = folds or (5 if parts < FEW_PARTS else 3)
         words = (
             f"{k}-fold by physical part ({parts} parts, {len(groups)} pictures): every part is scored by a model that "
             "never saw it; the shipped model is fitted on all."
@@ -53,3 +55,37 @@ def plan_split(groups: NDArray[np.int64], target_false_reject: float, seed: int)
     count = int(np.unique(groups[held]).size)
     words = f"{count} of {parts} physical parts ({len(held)} of {len(groups)} pictures) held out of the fit."
     return SplitPlan([(train, held)], cross_fitted=False, words=words)
+
+
+def plan_classes(
+    groups: NDArray[np.int64], classes: NDArray[np.int64], target_false_reject: float, seed: int
+) -> list[SplitPlan]:
+    """Plan each class by itself, all in as many folds as the one that needs most: one model is fitted per fold.
+
+    Args:
+        groups: [n], the physical part of each picture of any class.
+        classes: [n], numbered from 0.
+        target_false_reject: of each class, as for `plan_split`.
+        seed: of the shuffles.
+
+    """
+    rows = [np.flatnonzero(classes == number) for number in range(int(classes.max()) + 1)]
+    plans = [plan_split(groups[own], target_false_reject, seed) for own in rows]
+    most = max(len(plan.folds) for plan in plans)
+    plans = [
+        plan if len(plan.folds) == most else plan_split(groups[own], target_false_reject, seed, most)
+        for plan, own in zip(plans, rows, strict=True)
+    ]
+    return [
+        replace(plan, folds=[(own[train], own[held]) for train, held in plan.folds])
+        for plan, own in zip(plans, rows, strict=True)
+    ]
+
+
+def together(plans: Sequence[SplitPlan]) -> SplitPlan:
+    """Give what one model of all classes is fitted on, fold by fold."""
+    folds = [
+        (np.concatenate([train for train, _ in parts]), np.concatenate([held for _, held in parts]))
+        for parts in zip(*(plan.folds for plan in plans), strict=True)
+    ]
+    return replace(plans[0], folds=folds)

@@ -7,7 +7,8 @@ on a machine without a GPU and builds all the same, so the returned plan decides
 
 The allow-list is the part of the onnx-tensorrt operator matrix (`docs/operators.md` of its release 8.5, opset 17) that
 anomaly graphs have use for. Later releases up to 10.3 take all of these; LayerNormalization joined in 8.6. Graphs hold
-neither Loop, Scan nor If, although TensorRT takes them: it runs them slowly.
+neither Loop, Scan nor If, although TensorRT takes them: it runs them slowly. That matrix names int64, which the input
+`class` has, among the types that are not cut down from release 9.2 on.
 """
 
 from __future__ import annotations

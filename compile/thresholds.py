@@ -43,7 +43,7 @@ def set_thresholds(
     for name in (each for each in FILES if each in features.renderings):
         scores = np.concatenate(
             [
-                features.score(head, name, rows, job.map_side)
+                features.score(head, name, rows, job.map_side, job.class_index)
                 for head, (_, rows) in zip(heads.folds, plan.folds, strict=True)
             ]
         )
@@ -91,7 +91,9 @@ def oddest_parts(found: Evidence, name: GraphName, count: int = NAMED_PARTS) -> 
 def warn_of_outliers(found: Evidence) -> None:
     """Pass on what is flagged about the threshold, with the names of the good parts that it hangs on."""
     if flag := found.thresholds["float"].flagged:
-        found.warnings.append(f"Threshold: {flag}. The good parts with the highest scores: {_named(found, 'float')}.")
+        found.warnings.append(
+            f"{found.label}Threshold: {flag}. The good parts with the highest scores: {_named(found, 'float')}."
+        )
 
 
 def warn_of_blindness(found: Evidence, target: float | None) -> None:
@@ -103,10 +105,10 @@ def warn_of_blindness(found: Evidence, target: float | None) -> None:
 
     """
     blind = [
-        f"THE THRESHOLD OF {FILES[name]} FINDS ONLY {each.found} OF {each.of} {found.other_name.upper()}. It hangs on "
-        f"the good parts with the highest scores: {_named(found, name)}.{_without_oddest(found, name, target)} Take "
-        "pictures out if their parts are not good, add good parts, or allow more false rejects with "
-        "--target-false-reject."
+        f"{found.label}THE THRESHOLD OF {FILES[name]} FINDS ONLY {each.found} OF {each.of} {found.other_name.upper()}. "
+        f"It hangs on the good parts with the highest scores: {_named(found, name)}."
+        f"{_without_oddest(found, name, target)} Take pictures out if their parts are not good, add good parts, or "
+        "allow more false rejects with --target-false-reject."
         for name, each in found.defects_found().items()
         if 2 * each.found < each.of
     ]

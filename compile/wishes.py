@@ -6,12 +6,14 @@ import math
 import re
 
 from compile.backbones.choice import DEFAULT, Backbone
+from compile.classes import class_names
 from compile.job import LEAST_FIT_STEPS, Settings
-from compile.methods.registry import Method, UnknownMethodError, find_method
+from compile.methods.registry import METHODS, Method, UnknownMethodError, find_method
 from edge.errors import BeltlineError
 
 SMALLEST_TARGET = 1e-6  # no set of good parts says anything about rarer rejects
 LARGEST_SEED = 2**32 - 1
+LONGEST_NAME = 100  # characters, of a class
 GROUPINGS = ("near-duplicates", "folder")
 
 
@@ -57,6 +59,13 @@ def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
         method = find_method(wanted.method, backbone)
     except UnknownMethodError as error:
         raise WishError(f"--method: {error}") from error
+    if budget is not None and wanted.size is None and method.head_share is None:
+        raise WishError(
+            f"--budget-ms {budget:g}: what --method {wanted.method} takes is known only once it is fitted. Choose "
+            "--size instead, and look at the times in the report."
+        )
+    if wanted.more:
+        _check_classes(wanted, method)
     if wanted.group_by not in GROUPINGS:
         try:
             re.compile(wanted.group_by)
@@ -66,3 +75,22 @@ def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
                 f"(this is none: {error})."
             ) from error
     return method
+
+
+def _check_classes(wanted: Settings, method: Method) -> None:
+    if not method.several:
+        able = ", ".join(name for name, each in METHODS.items() if each.several)
+        raise WishError(
+            f"--method {wanted.method}: makes a model of one product, and {len(wanted.folders)} folders were given. "
+            f"Compile each by itself, or take a method for several classes: {able}."
+        )
+    names = class_names(wanted.folders)
+    for folder, name in zip(wanted.folders, names, strict=True):
+        if not (name.isprintable() and 0 < len(name) <= LONGEST_NAME):
+            raise WishError(
+                f"{folder}: a class is named by its folder, and {name!r} is no name of 1 to {LONGEST_NAME} printable "
+                "characters. Rename the folder."
+            )
+        if names.count(name) > 1:
+            both = ", ".join(str(each) for each, its in zip(wanted.folders, names, strict=True) if its == name)
+            raise WishError(f"{both}: a class is named by its folder, and {name!r} is there twice. Rename one of them.")

@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -42,15 +42,15 @@ def work_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.work")
 
 
-def work_key(settings: Settings, data: DataSet, backbone: Backbone, machine: str) -> str:
+def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone, machine: str) -> str:
     """SHA-256 of everything that the work follows from."""
     wishes = {name: str(value) for name, value in asdict(settings).items() if name not in IRRELEVANT}
     code = sorted(Path(__file__).parent.rglob("*.py"))
-    pictures = [*data.good, *(image.path for image in data.test)]
+    pictures = [file for data in classes for file in (*data.good, *(image.path for image in data.test))]
     about = {
         "wishes": wishes,
         "pictures": [(str(file), _digest(file)) for file in pictures],
-        "groups": data.groups.tolist(),
+        "groups": [data.groups.tolist() for data in classes],
         "code": [_digest(file) for file in code],
         "backbone": backbone.digest(),
         "libraries": {name: version(name) for name in LIBRARIES},

@@ -7,6 +7,11 @@ in the archive, another length, a missing, surplus or renamed file, an unknown s
 type or out of bounds is a `BundleError` that names the file and what to do. Nothing is unpacked to disk and nothing is
 ever unpickled; a bundle is small, so its verified bytes are simply held in memory.
 
+Schema version 1 is a bundle for one product, version 2 one for several classes, which the manifest lists by name: its
+`threshold.json` has the thresholds of each class under its name, each golden input names its class, and where the
+graphs must be told the class they have the input `class`, int64 [B], its position in the list. A bundle for one product
+stays version 1, so that older boxes read it.
+
 Who: `compile` writes bundles with the same models; `edge` reads them.
 """
 
@@ -18,7 +23,7 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -28,7 +33,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from edge.errors import BeltlineError
 
-SCHEMA: Literal[1] = 1
+SCHEMAS = (1, 2)
 SIZE_LIMIT = 2 * 1024**3  # bytes; a larger archive is refused unread
 SCORE_LIMIT = 1e9  # no method's scores come near; a threshold beyond would accept every part
 LARGEST_TOLERANCE = 0.5  # of a golden score, or of 1: a wider one proves nothing
@@ -51,7 +56,14 @@ def _ordered(span: tuple[int, int]) -> tuple[int, int]:
     return span
 
 
+def _different(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name is there twice")
+    return names
+
+
 Span = Annotated[tuple[Side, Side], AfterValidator(_ordered)]
+ClassName = Annotated[str, Field(pattern=r"^[^\p{Cc}]{1,100}$")]
 
 
 class Strict(BaseModel):
@@ -91,7 +103,7 @@ class Graph(Strict):
 
 
 class Manifest(Strict):
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1, 2] = 1
     name: str
     version: str
     method: str
@@ -101,9 +113,19 @@ class Manifest(Strict):
     map_width: int = Field(ge=1, le=256)
     score: str  # for people: how the map becomes the score
     graphs: dict[GraphName, Graph]
-    classes: list[str] = []
+    classes: Annotated[list[ClassName], AfterValidator(_different)] = []  # where there are several
+    class_input: bool = False  # whether the graphs have the input `class`
     provenance: dict[str, object]
     files: dict[str, str]  # file name -> sha256 of every file but the manifest, its hash and the signature
+
+    @model_validator(mode="after")
+    def _of_its_version(self) -> Manifest:
+        several = len(self.classes) > 1
+        if several != (self.schema_version == 2):
+            raise ValueError(f"schema version {self.schema_version} with {len(self.classes)} class(es)")
+        if self.class_input and not several:
+            raise ValueError("the input `class` without several classes")
+        return self
 
 
 class Threshold(Strict):
@@ -126,6 +148,7 @@ class Golden(Strict):
     maps: dict[GraphName, str]  # .npy float32
     score_tolerance: dict[GraphName, Tolerance]  # absolute
     map_tolerance: dict[GraphName, Tolerance]  # absolute, largest pixel
+    class_name: str = ""  # where there are several
 
     @model_validator(mode="after")
     def _telling(self) -> Golden:
@@ -147,11 +170,11 @@ class Bundle:
         self.id = identity
         self._files = files
         self.manifest = _parse(path, files, "manifest.json", Manifest)
-        self.thresholds = _parse(path, files, "threshold.json", dict[str, Threshold])
+        self.thresholds = self._parse_thresholds()
         self.golden = _parse(path, files, "golden/golden.json", GoldenSet)
         self.signed = "signature" in files
         for name, graph in self.manifest.graphs.items():
-            if name not in self.thresholds:
+            if any(name not in each for each in self.thresholds):
                 raise BundleError(f"{path}: graph '{name}' has no threshold of its own. Compile the bundle again.")
             if graph.file not in files:
                 raise BundleError(
@@ -161,7 +184,46 @@ class Bundle:
             raise BundleError(f"{path}: the float graph is missing. Compile the bundle again.")
         self._check_golden()
 
+    def _parse_thresholds(self) -> list[dict[str, Threshold]]:
+        """For each class, or once where there is one: the threshold of each graph."""
+        classes = self.manifest.classes
+        if len(classes) < 2:
+            return [_parse(self.path, self._files, "threshold.json", dict[str, Threshold])]
+        found = _parse(self.path, self._files, "threshold.json", dict[str, dict[str, Threshold]])
+        if set(found) != set(classes):
+            raise BundleError(
+                f"{self.path}: threshold.json is for the classes {_list(found)}, the bundle for {_list(classes)}. "
+                "Compile the bundle again."
+            )
+        return [found[name] for name in classes]
+
+    def class_index(self, name: str | None) -> int:
+        """The position of a class, 0 where there is one.
+
+        Raises:
+            BundleError: there is no such class; or there are several, and none was named.
+
+        """
+        classes = self.manifest.classes
+        if len(classes) < 2:
+            if name is None or name in classes:
+                return 0
+            raise BundleError(f"{self.path}: for one product alone, so no class {name!r}. Remove [bundle] class_name.")
+        if name is None:
+            raise BundleError(f"{self.path}: for the classes {_list(classes)}. Say which with [bundle] class_name.")
+        if name not in classes:
+            raise BundleError(
+                f"{self.path}: no class {name!r}; there are: {_list(classes)}. Correct [bundle] class_name."
+            )
+        return classes.index(name)
+
     def _check_golden(self) -> None:
+        classes = self.manifest.classes if len(self.manifest.classes) > 1 else [""]
+        if (named := {sample.class_name for sample in self.golden.samples}) != set(classes):
+            raise BundleError(
+                f"{self.path}: golden/golden.json is for the classes {_list(named)}, the bundle for {_list(classes)}. "
+                "Compile the bundle again."
+            )
         for sample in self.golden.samples:
             for name in (sample.image, *sample.maps.values()):
                 if name not in self._files:
@@ -196,6 +258,10 @@ class Bundle:
         return self.manifest.files[self.manifest.graphs[name].file]
 
 
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
 def _said(sample: Golden) -> tuple[Mapping[GraphName, object], ...]:
     return sample.scores, sample.maps, sample.score_tolerance, sample.map_tolerance
 
@@ -222,9 +288,9 @@ def read_bundle(path: Path) -> Bundle:
         )
     manifest = _json(path, files, "manifest.json")
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if type(version) is not int or version != SCHEMA:
+    if type(version) is not int or version not in SCHEMAS:
         raise BundleError(
-            f"{path}: bundle schema version {version!r}, this beltline reads {SCHEMA}. "
+            f"{path}: bundle schema version {version!r}, this beltline reads {' and '.join(map(str, SCHEMAS))}. "
             "Install the matching beltline or compile the bundle again."
         )
     listed = _parse(path, files, "manifest.json", Manifest).files

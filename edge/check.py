@@ -38,7 +38,10 @@ def check_station(settings: Settings) -> list[Finding]:
     try:
         bundle = read_bundle(settings.bundle.path)
         findings += _bundle(bundle)
-        scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads)
+        class_index = bundle.class_index(settings.bundle.class_name)
+        if len(bundle.manifest.classes) > 1:
+            findings.append(Finding("class", f"{settings.bundle.class_name}, of {', '.join(bundle.manifest.classes)}"))
+        scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads, class_index)
         findings += _scorer(scorer, settings)
     except BeltlineError as error:
         findings.append(Finding("bundle", str(error), ok=False))
@@ -76,7 +79,7 @@ def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
     yield Finding("graph", f"{scorer.graph}, {graph_ms:.1f} ms here, gives its golden answers")
     if problem := too_slow(settings.reject, slow_step_ms(scorer)):
         yield Finding("step limit", problem, ok=False)
-    default = scorer.bundle.thresholds[scorer.graph]
+    default = scorer.bundle.thresholds[scorer.class_index][scorer.graph]
     chosen = settings.bundle.threshold
     if chosen is not None:
         words = f"{chosen:.6g} from the station file (the bundle's own: {default.value:.6g})"

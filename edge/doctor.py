@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from edge.bundle import Bundle, GraphName
+from edge.bundle import Bundle, BundleError, GraphName
 from edge.lock import is_held
 from edge.reject import describe
 from edge.scorer import Scorer, ScorerError, preferred
@@ -69,6 +69,8 @@ def examine(settings: Settings | None = None, bundle: Bundle | None = None) -> I
             yield Finding("station", "broker", "no [mqtt] table: nothing is published", "note")
     if bundle:
         yield from graphs(bundle, *((settings.bundle.graph, settings.bundle.threads) if settings else ()))
+        if settings:
+            yield from chosen_class(bundle, settings.bundle.class_name)
 
 
 def software() -> Iterator[Finding]:
@@ -268,6 +270,8 @@ def graphs(bundle: Bundle, wanted: GraphName | Literal["auto"] = "auto", threads
     """Self-test and measure each graph on this box, and say which one the station would run."""
     manifest = bundle.manifest
     yield Finding("bundle", "name", f"{manifest.name} {manifest.version}, {manifest.method}, id {bundle.id[:12]}")
+    if len(manifest.classes) > 1:
+        yield Finding("bundle", "classes", f"{', '.join(manifest.classes)}; each graph is tested with all of them")
     medians: dict[GraphName, float] = {}
     for name, graph in manifest.graphs.items():
         if graph.runtime != "onnxruntime":
@@ -297,6 +301,17 @@ def graphs(bundle: Bundle, wanted: GraphName | Literal["auto"] = "auto", threads
         yield Finding("bundle", "would run", f"graph {name}{hint}", "note" if better else "ok")
     else:
         yield Finding("bundle", "would run", "none: no graph can be trusted on this box", "missing")
+
+
+def chosen_class(bundle: Bundle, name: str | None) -> Iterator[Finding]:
+    """Whether a station's class is one of the bundle's."""
+    try:
+        bundle.class_index(name)
+    except BundleError as error:
+        yield Finding("bundle", "class", str(error), "missing")
+        return
+    if name is not None:
+        yield Finding("bundle", "class", f"{name}, as the station file asks")
 
 
 def _measure(scorer: Scorer) -> list[float]:

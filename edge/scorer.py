@@ -51,25 +51,32 @@ class BadScoreError(ScorerError):
 class Scorer:
     """Scores frames with one graph of a bundle. Used from one thread."""
 
-    def __init__(self, bundle: Bundle, graph: GraphName, threads: int = 1) -> None:
-        """Load, warm up and self-test.
+    def __init__(self, bundle: Bundle, graph: GraphName, threads: int = 1, class_index: int = 0) -> None:
+        """Load, warm up and self-test, with the golden inputs of every class.
+
+        Args:
+            bundle: it is held.
+            graph: which rendering of the model.
+            threads: of the processor, for one frame.
+            class_index: of the parts to come, see `Bundle.class_index`.
 
         Raises:
             ScorerError: the graph cannot run here, or does not give its golden answers.
 
         """
-        self.bundle, self.graph = bundle, graph
-        self.threshold = bundle.thresholds[graph].value
+        self.bundle, self.graph, self.class_index = bundle, graph, class_index
+        self.threshold = bundle.thresholds[class_index][graph].value
         self._hash = bundle.graph_sha256(graph)
         manifest = bundle.manifest
         self._image = np.zeros((1, manifest.input.height, manifest.input.width, 3), np.uint8)
         self._mask = np.ones((1, manifest.map_height, manifest.map_width), np.float32)
+        self._class = np.zeros(1, np.int64)
         self._score = np.zeros(1, np.float32)
         self._map = np.zeros_like(self._mask)
         self._session = self._load(threads)
         self._binding = self._bind()
         self._golden = [
-            (sample, self._golden_input(sample), bundle.array(sample.maps[graph]))
+            (sample, self._golden_input(sample), self._golden_class(sample), bundle.array(sample.maps[graph]))
             for sample in bundle.golden.samples
             if graph in sample.scores
         ]
@@ -105,8 +112,11 @@ class Scorer:
 
     def score_tensor(self, tensor: NDArray[np.uint8]) -> Score:
         """Score what the front end made: uint8 [H, W, 3] RGB."""
+        return self._run(tensor, self.class_index)
+
+    def _run(self, tensor: NDArray[np.uint8], class_index: int) -> Score:
         start_ns = time.perf_counter_ns()
-        self._image[0] = tensor
+        self._image[0], self._class[0] = tensor, class_index
         self._score.fill(np.nan)  # an answer that never came is no answer
         try:
             self._session.run_with_iobinding(self._binding)
@@ -125,9 +135,9 @@ class Scorer:
             ScorerError: the answer lies outside the bundle's tolerance.
 
         """
-        sample, tensor, expected_map = self._golden[self._next_golden]
+        sample, tensor, class_index, expected_map = self._golden[self._next_golden]
         self._next_golden = (self._next_golden + 1) % len(self._golden)
-        score = self.score_tensor(tensor)
+        score = self._run(tensor, class_index)
         expected, allowed = sample.scores[self.graph], sample.score_tolerance[self.graph]
         if abs(score.value - expected) > allowed:
             self._refuse(
@@ -139,7 +149,9 @@ class Scorer:
 
     def doubt(self, threshold: float) -> str | None:
         """Why somebody's own threshold looks like a slip of the pen: it turns over every golden verdict of a kind."""
-        golden = [sample.scores[self.graph] for sample, _, _ in self._golden]
+        golden = [
+            sample.scores[self.graph] for sample, _, its_class, _ in self._golden if its_class == self.class_index
+        ]
         bad, good = [v for v in golden if v > self.threshold], [v for v in golden if v <= self.threshold]
         if bad and threshold >= max(bad):
             return "it accepts every golden defect. Correct [bundle] threshold."
@@ -164,16 +176,20 @@ class Scorer:
             raise ScorerError(f"{self.bundle.path}: {file} cannot be loaded by ONNX Runtime: {error}") from error
         if session.get_providers() != [PROVIDER]:
             raise ScorerError(f"{file} would run on {session.get_providers()}, expected {PROVIDER} alone")
-        self._check("input", session.get_inputs(), {"image": self._image, "mask": self._mask})
+        self._check("input", session.get_inputs(), self._inputs())
         self._check("output", session.get_outputs(), {"score": self._score, "map": self._map})
         return session
+
+    def _inputs(self) -> dict[str, NDArray[np.generic]]:
+        inputs: dict[str, NDArray[np.generic]] = {"image": self._image, "mask": self._mask}
+        return inputs | {"class": self._class} if self.bundle.manifest.class_input else inputs
 
     def _check(self, what: str, tensors: list[ort.NodeArg], expected: dict[str, NDArray[np.generic]]) -> None:
         if (found := sorted(t.name for t in tensors)) != sorted(expected):
             raise ScorerError(
                 f"{self.bundle.path}: graph '{self.graph}' has the {what}s {found}, not {sorted(expected)}"
             )
-        types = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+        types = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
         for tensor in tensors:
             array = expected[tensor.name]
             fits = len(tensor.shape) == array.ndim and all(
@@ -187,11 +203,14 @@ class Scorer:
 
     def _bind(self) -> ort.IOBinding:
         binding = self._session.io_binding()
-        binding.bind_cpu_input("image", self._image)
-        binding.bind_cpu_input("mask", self._mask)
+        for name, given in self._inputs().items():
+            binding.bind_cpu_input(name, given)
         for name, array in (("score", self._score), ("map", self._map)):
             binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         return binding
+
+    def _golden_class(self, sample: Golden) -> int:
+        return self.bundle.class_index(sample.class_name or None)
 
     def _golden_input(self, sample: Golden) -> NDArray[np.uint8]:
         try:
@@ -203,7 +222,9 @@ class Scorer:
         return picture  # type: ignore[return-value]
 
 
-def choose_scorer(bundle: Bundle, wanted: GraphName | Literal["auto"], threads: int = 1) -> Scorer:
+def choose_scorer(
+    bundle: Bundle, wanted: GraphName | Literal["auto"], threads: int = 1, class_index: int = 0
+) -> Scorer:
     """The scorer for a graph; for "auto" a reduced graph, and float where none gives its golden answers here.
 
     Nothing is measured for the choice: each graph has a threshold of its own, which must not change with a restart.
@@ -216,7 +237,7 @@ def choose_scorer(bundle: Bundle, wanted: GraphName | Literal["auto"], threads: 
     offered = [name for name, graph in bundle.manifest.graphs.items() if graph.runtime == "onnxruntime"]
     if wanted != "auto":
         if wanted in offered:
-            return Scorer(bundle, wanted, threads)
+            return Scorer(bundle, wanted, threads, class_index)
         raise ScorerError(
             f"{bundle.path} has no graph '{wanted}' for ONNX Runtime; there are: {', '.join(offered)}. "
             'Set graph = "auto" in [bundle].'
@@ -224,7 +245,7 @@ def choose_scorer(bundle: Bundle, wanted: GraphName | Literal["auto"], threads: 
     problems: list[str] = []
     for name in preferred(offered):
         try:
-            return Scorer(bundle, name, threads)
+            return Scorer(bundle, name, threads, class_index)
         except ScorerError as error:  # noqa: PERF203 - two turns
             log.warning("graph '%s' is not used: %s", name, error)
             problems.append(str(error))

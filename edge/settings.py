@@ -56,6 +56,11 @@ class BundleChoice(Table):
     recipe: str = Field(
         "default", pattern=r"^[^\p{Cc}]{1,100}$", title="Recipe", description="name that goes into every verdict"
     )
+    class_name: str | None = Field(
+        None,
+        title="Class",
+        description="which of its classes this station inspects; only for a bundle that was made for several",
+    )
     threshold: float | None = Field(
         None,
         ge=-SCORE_LIMIT,

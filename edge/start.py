@@ -42,7 +42,8 @@ def started(
 
     """
     bundle = read_bundle(settings.bundle.path)
-    scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads)
+    class_index = bundle.class_index(settings.bundle.class_name)
+    scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads, class_index)
     bench = settings.reject.kind == "none"
     if not bench and (problem := too_slow(settings.reject, slow_step_ms(scorer))):
         raise SettingsError(problem)

@@ -24,15 +24,26 @@ SIZE, MAP = 64, 16
 WEIGHTS = np.array([0.6, 0.3, 0.1], np.float32)  # unequal: RGB and BGR score differently
 
 
-def tiny_graph(gain: float = 1.0) -> bytes:
-    """Image uint8 [B,64,64,3], mask float32 [B,16,16] -> map = |grey - 128| / 128 * gain, score = its maximum."""
+MIDDLES = (128, 64, 200)  # grey of a good part of each class
+
+
+def tiny_graph(gain: float = 1.0, classes: int = 0) -> bytes:
+    """Image uint8 [B,64,64,3], mask float32 [B,16,16] -> map = |grey - 128| / 128 * gain, score = its maximum.
+
+    With classes it has the input `class`, int64 [B], and a grey of its own for each.
+    """
     constants = {
         "weights": WEIGHTS.reshape(3, 1),
-        "middle": np.float32(128),
+        **(
+            {"middles": np.array(MIDDLES[:classes], np.float32).reshape(-1, 1, 1, 1)}
+            if classes
+            else {"middle": np.float32(128)}
+        ),
         "scale": np.float32(gain / 128),
         "axis": np.array([1], np.int64),
     }
     nodes = [
+        *([helper.make_node("Gather", ["middles", "class"], ["middle"])] if classes else []),
         helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["f", "weights"], ["grey"]),
         helper.make_node("Transpose", ["grey"], ["nchw"], perm=[0, 3, 1, 2]),
@@ -51,6 +62,7 @@ def tiny_graph(gain: float = 1.0) -> bytes:
         [
             info("image", TensorProto.UINT8, ["B", SIZE, SIZE, 3]),
             info("mask", TensorProto.FLOAT, ["B", MAP, MAP]),
+            *([info("class", TensorProto.INT64, ["B"])] if classes else []),
         ],
         [info("score", TensorProto.FLOAT, ["B"]), info("map", TensorProto.FLOAT, ["B", MAP, MAP])],
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
@@ -61,16 +73,22 @@ def tiny_graph(gain: float = 1.0) -> bytes:
     return data
 
 
-def tiny_map(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+def tiny_map(picture: NDArray[np.uint8], class_index: int = 0) -> NDArray[np.float32]:
     """What the graph answers, without the graph."""
     grey = picture.astype(np.float32) @ WEIGHTS
     pooled = grey.reshape(MAP, 4, MAP, 4).mean(axis=(1, 3))
-    result: NDArray[np.float32] = np.abs(pooled - 128) / np.float32(128)
+    result: NDArray[np.float32] = np.abs(pooled - MIDDLES[class_index]) / np.float32(128)
     return result
 
 
 def golden_picture() -> NDArray[np.uint8]:
     return np.random.default_rng(7).integers(60, 200, (SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def saved(array: NDArray[np.float32]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
 
 def bundle_files(
@@ -79,30 +97,40 @@ def bundle_files(
     threshold: float = 0.5,
     source: Source | None = None,
     golden_shift: float = 0.0,
+    classes: list[str] | None = None,
     change: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, bytes]:
-    """The files of a valid bundle. `change` edits the manifest before it is hashed."""
-    graphs = graphs or {"float": tiny_graph()}
+    """The files of a valid bundle. `change` edits the manifest before it is hashed.
+
+    With classes it is one for several: the threshold of the i-th is `threshold + i`.
+    """
+    classes = classes or []
+    graphs = graphs or {"float": tiny_graph(classes=len(classes))}
     names = {"float": "model.onnx", "int8": "model.int8.onnx", "trt": "model.trt.onnx"}
     picture = golden_picture()
-    expected = tiny_map(picture)
-    golden = Golden(
-        image="golden/0.png",
-        scores=dict.fromkeys(graphs, float(expected.max()) + golden_shift),
-        maps=dict.fromkeys(graphs, "golden/0.npy"),
-        score_tolerance=dict.fromkeys(graphs, 1e-3),
-        map_tolerance=dict.fromkeys(graphs, 1e-3),
-    )
-    saved = io.BytesIO()
-    np.save(saved, expected)
+    expected = [tiny_map(picture, i) for i in range(max(1, len(classes)))]
+    golden = [
+        Golden(
+            image="golden/0.png",
+            scores=dict.fromkeys(graphs, float(each.max()) + golden_shift),
+            maps=dict.fromkeys(graphs, f"golden/{i}.npy"),
+            score_tolerance=dict.fromkeys(graphs, 1e-3),
+            map_tolerance=dict.fromkeys(graphs, 1e-3),
+            class_name=classes[i] if classes else "",
+        )
+        for i, each in enumerate(expected)
+    ]
     entry = Threshold(
         value=0.5, target_false_reject=0.01, rule="rank 100 of 100", parts=100, interval=(0.001, 0.03)
     ).model_dump()
+    thresholds = [{name: entry | {"value": threshold + i} for name in graphs} for i in range(max(1, len(classes)))]
     files = {names[name]: graph for name, graph in graphs.items()} | {
-        "threshold.json": json.dumps({name: entry | {"value": threshold} for name in graphs}).encode(),
-        "golden/golden.json": GoldenSet(samples=[golden]).model_dump_json().encode(),
+        "threshold.json": json.dumps(
+            dict(zip(classes, thresholds, strict=True)) if classes else thresholds[0]
+        ).encode(),
+        "golden/golden.json": GoldenSet(samples=golden).model_dump_json().encode(),
         "golden/0.png": cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes(),
-        "golden/0.npy": saved.getvalue(),
+        **{f"golden/{i}.npy": saved(each) for i, each in enumerate(expected)},
         "parity.json": b"{}",
         "report.html": b"<!doctype html>",
     }
@@ -119,6 +147,9 @@ def bundle_files(
             name: Graph(file=names[name], precision=name, runtime="tensorrt" if name == "trt" else "onnxruntime")
             for name in graphs
         },
+        schema_version=2 if classes else 1,
+        classes=classes,
+        class_input=bool(classes),
         provenance={},
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     ).model_dump(mode="json")

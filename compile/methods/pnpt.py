@@ -172,6 +172,10 @@ class PNPT(nn.Module):
             getattr(self, f"rows_{i}") @ each @ getattr(self, f"columns_{i}").T for i, each in enumerate(found)
         )
 
+    @property
+    def takes_class(self) -> bool:
+        return self.select == "given"
+
     def standardise(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [(each - getattr(self, f"centre_{i}")) / getattr(self, f"spread_{i}") for i, each in enumerate(features)]
 

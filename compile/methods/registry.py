@@ -24,6 +24,7 @@ from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
 from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
+from compile.methods.pnpt import Select
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
 from compile.methods.pnpt_fit import fit_pnpt
 from compile.methods.varad import FULL, FULL_SIZES, LIGHT, SIZES, Size
@@ -46,12 +47,14 @@ class Samples:
         good: maps of good pictures.
         painted: of pictures with painted defects, for a method that asks for them.
         covered: float32 [m, H / 4, W / 4], the share of each cell that is painted.
+        classes: int64 [n] of the good pictures, numbered from 0, where there are several.
 
     """
 
     good: Maps
     painted: Maps = ()
     covered: NDArray[np.float32] | None = None
+    classes: NDArray[np.int64] | None = None
 
 
 Fit = Callable[[Samples, int, int | None, Progress | None], nn.Module]  # samples, seed, steps at most, progress
@@ -74,6 +77,10 @@ class Method:
         smoothing: standard deviation of the Gaussian over the map, pixels of the map.
         painted: whether it learns from painted defects, too.
         standardised: whether its maps are counted in deviations of good parts (`compile.standardise`).
+        image_score: what the model's own image score is, for people; empty where the map gives the score.
+        bank: whether most of its bundle is a memory bank, which is as large at every picture size.
+        head_share: time of the head relative to the trunk's, where it was measured.
+        several: whether one model may serve several classes.
         centre: of the first cell of its maps, in cells from the picture's edge.
         published_map: whether INP-Former's published map stands in place of interpolation and smoothing.
 
@@ -89,12 +96,24 @@ class Method:
     groups: int = 2
     centre: float = 0.0
     published_map: bool = False
+    image_score: str = ""
+    bank: bool = False
+    head_share: float | None = None
+    several: bool = False
+
+    @property
+    def score(self) -> str:
+        """How the map becomes the score, for people."""
+        map_ = "smoothed map" if self.smoothing else "map"
+        of_map = f"mean of the largest {self.top:.0%} of the {map_}" if self.top else f"maximum of the {map_}"
+        return self.image_score or of_map
 
     @torch.no_grad()
     def head(self, model: nn.Module, maps: Maps, map_size: tuple[int, int]) -> AnomalyHead:
         """Make the head of a model that takes such maps."""
         one = [torch.from_numpy(np.asarray(each[:1], np.float32)) for each in maps]
-        grids = [(found.shape[1], found.shape[2]) for found in model(one)]
+        classes = [torch.zeros(1, dtype=torch.int64)] if getattr(model, "takes_class", False) else []
+        grids = [(found.shape[1], found.shape[2]) for found in model(one, *classes)]
         if self.published_map:
             return published_head(model, grids[0], map_size).eval()
         return AnomalyHead(model, grids, map_size, top=self.top, smoothing=self.smoothing, centre=self.centre).eval()
@@ -161,9 +180,12 @@ def _fit_grnr(samples: Samples, seed: int, steps: int | None, progress: Progress
 
 
 def _fit_pnpt(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
-    """Fit one class, so that there is one template to take."""
-    classes = np.zeros(samples.good[0].shape[0], np.int64)
-    return fit_pnpt(samples.good, classes, seed=seed, select="nearest", progress=progress, steps=steps or PNPT_STEPS)
+    """Fit a template per class; where there is one the graph need not be told which."""
+    select: Select = "given"
+    classes = samples.classes
+    if classes is None:
+        classes, select = np.zeros(samples.good[0].shape[0], np.int64), "nearest"
+    return fit_pnpt(samples.good, classes, seed=seed, select=select, progress=progress, steps=steps or PNPT_STEPS)
 
 
 def _fit_inp_former(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
@@ -179,19 +201,35 @@ def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress:
     return fit_inp_former_pp(samples.good, samples.painted, samples.covered, seed=seed, steps=steps, progress=progress)
 
 
+_patchcore = partial(
+    Method,
+    fit=_fit_patchcore,
+    smoothing=BLUR_SIGMA,
+    image_score="distance of the worst patch to the bank, weighted by eq. 7 of PatchCore",
+    bank=True,
+    several=True,
+)
+
 METHODS: dict[str, Method] = {
-    "patchcore": Method("PatchCore: greedy memory bank, eq. 7", _fit_patchcore, smoothing=BLUR_SIGMA),
-    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
-    "pnpt": Method("PNPT-style, one class", _fit_pnpt),
-    "patchcore-32": Method(
-        "PatchCore with stride 32 too, the taps of inp-former-pp", _fit_patchcore, STRIDES, smoothing=BLUR_SIGMA
-    ),
-    "inp-former": Method("INP-Former on the embedded trunk", _fit_inp_former, STRIDES),
+    "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
+    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0, several=True),
+    "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
+    "patchcore-32": _patchcore("PatchCore with stride 32 too, the taps of inp-former-pp", levels=STRIDES),
+    "inp-former": Method("INP-Former on the embedded trunk", _fit_inp_former, STRIDES, several=True),
     "inp-former-pp": Method(
-        "INP-Former++ on the embedded trunk", _fit_inp_former_pp, STRIDES, top=0.0, smoothing=1.5, painted=True
+        "INP-Former++ on the embedded trunk",
+        _fit_inp_former_pp,
+        STRIDES,
+        top=0.0,
+        smoothing=1.5,
+        painted=True,
+        several=True,
     ),
     "varad": Method(
-        "VarAD (lightweight; constants of the paper unverified)", partial(_fit_varad, sizes=SIZES), standardised=True
+        "VarAD (lightweight; constants of the paper unverified)",
+        partial(_fit_varad, sizes=SIZES),
+        standardised=True,
+        head_share=0.6,
     ),
     "varad-full": Method(
         "VarAD at full size (constants of the paper unverified)",
@@ -202,7 +240,7 @@ METHODS: dict[str, Method] = {
 }
 
 VIT_METHODS: dict[str, Method] = {
-    "inp-former": Method("INP-Former, as published", _fit_inp_former_on_patches, published_map=True),
+    "inp-former": Method("INP-Former, as published", _fit_inp_former_on_patches, published_map=True, several=True),
     "varad": Method(
         "VarAD (lightweight; constants of the paper unverified)",
         partial(_fit_varad, sizes=(LIGHT, LIGHT)),
@@ -214,8 +252,8 @@ VIT_METHODS: dict[str, Method] = {
         standardised=True,
         groups=4,
     ),
-    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0),
-    "pnpt": Method("PNPT-style, one class", _fit_pnpt),
+    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0, several=True),
+    "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
 }
 BY_FAMILY: dict[Family, dict[str, Method]] = {
     "lite": METHODS,

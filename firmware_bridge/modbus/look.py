@@ -23,7 +23,7 @@ def probe(settings: ModbusSettings) -> str:
 
 
 async def _probe(settings: ModbusSettings) -> str:
-    wire = Wire(settings.model_copy(update={"timeout_ms": max(PATIENCE_MS, settings.use_timeout_ms)}))
+    wire = Wire(settings.model_copy(update={"timeout_ms": max(PATIENCE_MS, settings.answer_timeout_ms)}))
     try:
         await wire.connect()
         asked_ns = time.perf_counter_ns()
@@ -41,7 +41,7 @@ async def _probe(settings: ModbusSettings) -> str:
         status += ", its gate held"
     return (
         f"a beltline PLC, epoch {header.epoch}, newest part {header.newest}: {status}; "
-        f"it answers in {answer_ms:.0f} ms, timeout_ms = {settings.use_timeout_ms}"
+        f"it answers in {answer_ms:.0f} ms, timeout_ms = {settings.answer_timeout_ms}"
     )
 
 

@@ -53,7 +53,7 @@ class ModbusSettings(BaseModel):
     )
 
     @property
-    def use_timeout_ms(self) -> int:
+    def answer_timeout_ms(self) -> int:
         if self.timeout_ms is not None:
             return self.timeout_ms
         return 80 if self.transport == "tcp" else 30 + self._line_ms(LONGEST_BYTES)
@@ -68,10 +68,10 @@ class ModbusSettings(BaseModel):
             raise ValueError("transport rtu needs device, for example /dev/ttyUSB0")
         if self.transport == "rtu" and self.unit == 0:
             raise ValueError("unit = 0 is everybody on a serial line, and nobody answers: give the PLC's own address")
-        gap_ms = HEARTBEAT_MS + 2 * self.poll_ms + self.use_timeout_ms + self._line_ms(BYTES_BETWEEN_BEATS)
+        gap_ms = HEARTBEAT_MS + 2 * self.poll_ms + self.answer_timeout_ms + self._line_ms(BYTES_BETWEEN_BEATS)
         if self.transport == "rtu" and gap_ms > SILENCE_MS:
             raise ValueError(
-                f"with poll_ms = {self.poll_ms}, timeout_ms = {self.use_timeout_ms} and baud = {self.baud} one lost "
+                f"with poll_ms = {self.poll_ms}, timeout_ms = {self.answer_timeout_ms} and baud = {self.baud} one lost "
                 f"answer costs up to {gap_ms} ms without a heartbeat, and the PLC stops the belt after {SILENCE_MS}: "
                 "lower the first two, or raise baud"
             )

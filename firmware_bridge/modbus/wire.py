@@ -48,7 +48,7 @@ class Wire:
     async def connect(self) -> None:
         """Connect anew. Raises WireError when there is nobody."""
         self.close()
-        s, timeout_s = self._settings, self._settings.use_timeout_ms / 1000
+        s, timeout_s = self._settings, self._settings.answer_timeout_ms / 1000
         if self._serial:
             self._client = AsyncModbusSerialClient(
                 s.device,
@@ -100,7 +100,8 @@ class Wire:
             response = await request(self._client)
         except ModbusException as error:
             advice = "baud, parity and unit" if self._serial else "host, port and unit"
-            message = f"{self.where} does not answer in {self._settings.use_timeout_ms} ms. Check {advice} in [reject]."
+            waited_ms = self._settings.answer_timeout_ms
+            message = f"{self.where} does not answer in {waited_ms} ms. Check {advice} in [reject]."
             raise WireError("no_answer", message) from error
         if response.isError():
             raise await self._wrong(
@@ -112,5 +113,5 @@ class Wire:
 
     async def _wrong(self, message: str, cause: str = "wrong_answer") -> WireError:
         if self._serial:
-            await asyncio.sleep(self._settings.use_timeout_ms / 1000)
+            await asyncio.sleep(self._settings.answer_timeout_ms / 1000)
         return WireError(cause, message)

@@ -72,8 +72,10 @@ def test_a_full_disk_leaves_the_old_bundle_alone(compiled: Compiled, tmp_path: P
 @pytest.mark.slow
 def test_a_bundle_above_the_budget_is_refused(compiled: Compiled, tmp_path: Path) -> None:
     files = contents(compiled) | {"ballast": bytes(21 * 2**20)}
-    with pytest.raises(BundleWriteError, match="the budget is 20 MB; the largest file is ballast"):
+    with pytest.raises(BundleWriteError, match=r"the budget is 20 MB; the largest file is ballast\. Choose a smaller"):
         write_bundle(tmp_path / "x.bundle", compiled.bundle.manifest, files)
+    with pytest.raises(BundleWriteError, match=r"the largest file is ballast\. Throw it out\."):
+        write_bundle(tmp_path / "x.bundle", compiled.bundle.manifest, files, smaller="Throw it out.")
 
 
 def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path: Path) -> None:

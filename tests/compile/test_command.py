@@ -51,6 +51,7 @@ def test_another_method_makes_a_bundle_that_the_box_runs(mvtec: Path, tmp_path: 
     told = json.loads(capsys.readouterr().out)
     bundle = read_bundle(output)
     assert bundle.manifest.method == told["method"] == METHODS[method].title
+    assert bundle.manifest.score == METHODS[method].score
     rows = {row["graph"]: row for row in told["parity"]["test"]}
     assert rows["torch"]["image_auroc"]["value"] == pytest.approx(rows["float"]["image_auroc"]["value"], abs=1e-9)
     assert rows["float"]["image_auroc"]["value"] > 0.9

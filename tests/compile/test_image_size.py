@@ -62,4 +62,4 @@ def test_a_budget_next_to_nothing_is_refused() -> None:
 
 
 def test_the_cost_is_measured(trunk) -> None:
-    assert 1 < measure_ms_per_megapixel(trunk, runs=3) < 100_000
+    assert 1 < measure_ms_per_megapixel(trunk, 0.6, runs=3) < 100_000

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor, nn
 
 from compile.data import DataSet
 from compile.evidence import Evidence
@@ -14,6 +17,7 @@ from compile.features import Features, on_disk
 from compile.fitting import one_thread
 from compile.image_size import SizeChoice
 from compile.job import Clock, Job, Settings
+from compile.methods.registry import METHODS, Method, Samples
 from compile.model import Heads, PaintedPictures, fit_heads
 from compile.split_plan import SplitPlan, plan_split
 from compile.standardise import Standardised
@@ -86,6 +90,32 @@ def test_a_method_of_three_strides_learns_from_painted_defects(tmp_path: Path) -
     assert job.evidence.fit_steps == 40  # of the reconstruction, and of its head
     score, heat = found.shipped(*(torch.from_numpy(each[:2]) for each in features[0].maps), torch.ones(2, 16, 16))
     assert torch.equal(score, heat.flatten(1).amax(1))
+
+
+def test_a_fit_meets_all_classes_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Sum(nn.Module):
+        def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
+            return (features[0].sum(1),)
+
+    def fit(samples: Samples, *_: object) -> nn.Module:
+        seen.append((samples.good[0][np.arange(len(samples.classes))].ravel(), samples.classes))
+        return Sum()
+
+    monkeypatch.setitem(METHODS, "asking", Method("asking", fit, strides=(16,), several=True))
+    classes = np.repeat([0, 1, 2], 10)
+    features = Features(tmp_path, ["float", "int8"])
+    features.pictures = 30
+    features.maps = [on_disk(features._path(0), np.dtype(np.float32), (60, 1, 1, 1))]
+    features.maps[0][:, 0, 0, 0] = np.tile(classes, 2)
+    order = np.arange(30)
+    plan = SplitPlan([(order[order % 2 == 0], order[order % 2 == 1])], cross_fitted=False, words="")
+    fit_heads(_job(tmp_path, "asking"), features, plan, classes=classes)
+    ((maps, told),) = seen
+    np.testing.assert_array_equal(maps, told)
+    assert len(told) == 30
+    assert set(told[:8]) == {0, 1, 2}
 
 
 def test_no_fit_sees_a_defect_painted_on_a_part_that_it_must_not_know(tmp_path: Path) -> None:

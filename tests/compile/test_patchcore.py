@@ -185,6 +185,15 @@ def test_the_head_builds_in_tensorrt(graph) -> None:
     assert build(graph[1]).size_bytes > 100_000
 
 
+def test_the_score_is_said_as_the_head_takes_it(graph) -> None:
+    head, _ = graph
+    assert head.image_score is not None
+    assert "eq. 7" in METHODS["patchcore"].score
+    assert METHODS["varad"].score == "mean of the largest 1% of the map"
+    assert METHODS["grnr"].score == "maximum of the map"
+    assert METHODS["inp-former-pp"].score == "maximum of the smoothed map"
+
+
 def test_methods_are_found_by_name() -> None:
     assert find_method("varad") is METHODS["varad"]
     with pytest.raises(UnknownMethodError, match=r"no method 'sam'\. There are: patchcore, "):

@@ -147,6 +147,19 @@ def test_a_graph_over_the_feature_budget_that_was_kept_is_named(judged: Callable
     assert "model.int8.onnx: rounding changes the trunk's maps by 14%, 10% was wanted" in warning
 
 
+def test_a_reduced_graph_is_for_all_classes_or_for_none(judged: Callable[..., Job]) -> None:
+    fine, coarse = judged().evidence, judged(step=8).evidence
+    fine.class_name, coarse.class_name = "cap", "lid"
+    reason = coarse.reduced["int8"].reason
+    proof.agree([fine, fine])
+    assert fine.reduced["int8"].kept
+    proof.agree([fine, coarse])
+    assert not fine.reduced["int8"].kept
+    assert fine.reduced["int8"].reason == "refused for class lid"
+    assert coarse.reduced["int8"].reason == reason
+    assert set(fine.defects_found()) == {"float"}
+
+
 @pytest.mark.slow
 def test_spoilt_int8_is_refused_and_nothing_of_it_is_shipped(
     tmp_path: Path, photographs: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
@@ -176,7 +189,7 @@ def test_spoilt_int8_is_refused_and_nothing_of_it_is_shipped(
         assert f"{FILES[name]} was left out" in compiled.report.read_text()
         assert FILES[name] not in bundle.manifest.files
         assert not any(f".{name}." in file for file in bundle.manifest.files)
-    assert set(bundle.manifest.graphs) == set(bundle.thresholds) == {"float"}
+    assert set(bundle.manifest.graphs) == set(bundle.thresholds[0]) == {"float"}
     for sample in bundle.golden.samples:
         assert set(sample.scores) == set(sample.maps) == {"float"}
     assert set(found.defects_found()) == {"float"}

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from compile.methods.registry import METHODS
 from compile.pipeline import Compiled
 from compile.report import render_report
 
@@ -43,6 +44,7 @@ def test_the_report_answers_what_people_ask(compiled: Compiled) -> None:
     text = str(Text(compiled.report.read_text()))
     found = compiled.evidence
     assert found.size.explanation in text
+    assert f"version 1 · {METHODS['varad'].title}" in text
     assert "broken.png" in text
     assert "truncated PNG" in text
     assert "with 95 % confidence" in text
@@ -62,7 +64,7 @@ def test_the_report_answers_what_people_ask(compiled: Compiled) -> None:
 def test_names_cannot_smuggle_markup(compiled: Compiled) -> None:
     compiled.evidence.warnings.append("<script>alert(1)</script>")
     try:
-        page = render_report(compiled.evidence)
+        page = render_report(compiled.classes)
     finally:
         compiled.evidence.warnings.pop()
     assert "script" not in Text(page).tags

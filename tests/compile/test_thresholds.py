@@ -51,6 +51,23 @@ def judged(folder: Path, parts: int, groups: NDArray[np.int64] | None = None, **
     return one
 
 
+class Told(nn.Module):
+    def forward(self, maps: Tensor, _: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        return maps.amax((1, 2, 3)) + 100 * classes, maps[:, 0]
+
+
+def test_a_class_is_scored_as_itself(tmp_path: Path) -> None:
+    plain = judged(tmp_path, 120)
+    features = Features(tmp_path, list(FILES))
+    scores = np.random.default_rng(0).random((len(FILES) * 120, 1, 1, 1))
+    features.maps, features.pictures = [scores.astype(np.float32)], 120
+    plan = plan_split(np.arange(120), 0.01, 0)
+    third = replace(plain, class_index=2)
+    with torch.no_grad():
+        set_thresholds(third, features, plan, Heads([Told() for _ in plan.folds], Told()), np.arange(120))
+    assert all(((scores >= 200) & (scores <= 201)).all() for scores in third.evidence.good_scores.values())
+
+
 def test_pictures_of_one_part_count_as_one_part(tmp_path: Path) -> None:
     found = judged(tmp_path, 120, groups=np.arange(120) // 2)
     for threshold in found.evidence.thresholds.values():

@@ -43,6 +43,14 @@ def test_a_tail_model_needs_a_target() -> None:
     check_wishes(replace(PLAIN, tail_model=True, target_false_reject=0.001))
 
 
+def test_a_budget_is_refused_where_nobody_knows_what_the_head_takes() -> None:
+    wanted = replace(PLAIN, method="pnpt", budget_ms=20)
+    with pytest.raises(WishError, match=r"--budget-ms 20: what --method pnpt takes .* Choose --size instead"):
+        check_wishes(wanted)
+    check_wishes(replace(wanted, size=256))
+    check_wishes(replace(wanted, method="varad"))
+
+
 @pytest.mark.parametrize("group_by", ["near-duplicates", "folder", r"part-(\d+)"])
 def test_every_way_to_group_is_taken(group_by: str) -> None:
     check_wishes(replace(PLAIN, group_by=group_by))

@@ -75,7 +75,7 @@ def test_the_key_follows_wishes_and_pictures(mvtec: Path) -> None:
     data = read_data(mvtec, wanted.group_by)
 
     def key(settings: Settings = wanted, backbone=DEFAULT, machine: str = "this") -> str:
-        return work_key(settings, data, backbone, machine)
+        return work_key(settings, [data], backbone, machine)
 
     assert key() == key(replace(wanted, output=mvtec / "y.bundle", name="cap", version="2"))
     others = {key(replace(wanted, seed=1)), key(replace(wanted, fit_steps=30)), key(machine="other")}

@@ -35,7 +35,7 @@ def test_archive_and_folder_are_the_same_bundle(tmp_path: Path, tiny: SimpleName
     folder = read_bundle(tiny.folder(tmp_path / "folder", files))
     assert archive.id == folder.id == hashlib.sha256(files["manifest.json"]).hexdigest()
     assert archive.read("model.onnx") == files["model.onnx"]
-    assert archive.thresholds["float"].value == 0.5
+    assert archive.thresholds[0]["float"].value == 0.5
     assert not archive.signed
 
 
@@ -205,7 +205,7 @@ def test_a_threshold_file_that_says_nothing_is_refused(tmp_path: Path, tiny: Sim
         read_bundle(tiny.archive(tmp_path / "b.bundle", files))
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1", True])
+@pytest.mark.parametrize("version", [0, 3, None, "1", True])
 def test_another_schema_version_is_refused(tmp_path: Path, tiny: SimpleNamespace, version: Any) -> None:
     files = tiny.files(change=lambda manifest: manifest.update(schema_version=version))
     with pytest.raises(BundleError, match=f"schema version {version!r}"):

@@ -84,7 +84,7 @@ class Line:
     def answer(self, count: int, lost: bool) -> None:
         self.now_ms += self.answer_ms + count * 11_000 / self.settings.baud
         if lost:
-            self.now_ms = self.began_ms + self.settings.use_timeout_ms
+            self.now_ms = self.began_ms + self.settings.answer_timeout_ms
             raise WireError("no_answer", "lost")
 
     def turn(self) -> None:
@@ -241,9 +241,9 @@ def test_a_line_too_slow_for_the_heartbeat_is_refused(wrong: dict[str, int], mes
 
 
 def test_the_timeout_follows_the_line_unless_it_is_given() -> None:
-    assert [ModbusSettings(transport="rtu", device="tty", baud=baud).use_timeout_ms for baud in (19200, 115200)] == [
+    assert [ModbusSettings(transport="rtu", device="tty", baud=baud).answer_timeout_ms for baud in (19200, 115200)] == [
         56,
         35,
     ]
-    assert ModbusSettings(host="plc").use_timeout_ms == 80
-    assert ModbusSettings(transport="rtu", device="tty", timeout_ms=90).use_timeout_ms == 90
+    assert ModbusSettings(host="plc").answer_timeout_ms == 80
+    assert ModbusSettings(transport="rtu", device="tty", timeout_ms=90).answer_timeout_ms == 90
