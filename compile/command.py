@@ -12,7 +12,7 @@ from rich.console import Console
 from compile.backbones.choice import BACKBONES, DEFAULT
 from compile.evidence import Evidence, per_class
 from compile.job import Settings
-from compile.methods.registry import METHODS
+from compile.methods.registry import METHODS, TAUGHT
 from compile.pipeline import Compiled, compile_data
 from compile.report import GRAPH_NAMES
 from compile.terminal import ended_well, write_json
@@ -55,6 +55,9 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     name: Annotated[str, typer.Option(help="Name of the product.", show_default="the bundle's file name")] = "",
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
     method: Annotated[str, typer.Option(help=f"How anomalies are found: {', '.join(METHODS)}.")] = "varad",
+    teacher: Annotated[
+        str, typer.Option(help="Method that teaches VarAD what it knows; the student alone ships.", show_default="none")
+    ] = "",
     backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
     fit_steps: Annotated[
         int | None,
@@ -78,7 +81,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         group_by=group_by,
         name=name,
         version=version,
-        method=method,
+        method=_taught(method, teacher),
         fit_steps=fit_steps,
         backbone=backbone,
         more=tuple(data[1:]),
@@ -90,6 +93,12 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         write_json(summary)
     else:
         _print(compiled)
+
+
+def _taught(method: str, teacher: str) -> str:
+    if teacher and method != "varad":
+        raise typer.BadParameter(f"--method {method}: varad alone can be taught; leave --method or --teacher out.")
+    return f"{TAUGHT}{teacher}" if teacher else method
 
 
 def summarise(compiled: Compiled) -> dict[str, object]:

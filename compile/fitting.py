@@ -49,6 +49,15 @@ class Painted:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherMaps:
+    """The same pictures as a student's teacher sees them."""
+
+    files: FeatureFiles
+    rows: NDArray[np.int64]
+    painted: Painted
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """One fit to do: on which rows of which files."""
 
@@ -62,6 +71,7 @@ class Fit:
     steps: int | None  # at most; None for the method's own
     checkpoints: Path  # where it keeps them
     painted: Painted | None = None  # for a method that learns from them
+    teacher: TeacherMaps | None = None
     classes: NDArray[np.int64] | None = None  # of these rows, where there are several
 
 
@@ -151,6 +161,10 @@ def _fit(fit: Fit, progress: Progress) -> Fitted:
     if fit.painted is not None:
         painted = open_rows(fit.painted.files, fit.painted.rows)
         samples = replace(samples, painted=painted, covered=fit.painted.covered)
+    if (taught := fit.teacher) is not None:
+        painted = open_rows(taught.painted.files, taught.painted.rows)
+        teacher = Samples(open_rows(taught.files, taught.rows), painted, taught.painted.covered)
+        samples = replace(samples, teacher=teacher)
     with resumable(fit.checkpoints):
         model = method.fit(samples, fit.seed, fit.steps, tell)
     spread = None

@@ -13,7 +13,7 @@ from compile.backbone import Trunk
 from compile.backbones.dinov2 import DINOv2
 from compile.export import export, join
 from compile.features import Features, on_disk
-from compile.fitting import Fit, Painted, fit_all
+from compile.fitting import Fit, Painted, TeacherMaps, fit_all
 from compile.job import FILES, Graphs, Job
 from compile.methods.registry import find_method
 from compile.precision import CalibrationRecord, calibrate, render_accurately, render_in_half
@@ -42,12 +42,25 @@ class PaintedPictures:
     features: Features
     covered: NDArray[np.float32]
     good: int  # pictures
+    teacher: TeacherPictures | None = None  # for a student
 
     def on(self, pictures: NDArray[np.int64]) -> Painted:
         """Those painted on some of the good pictures."""
         chosen = np.flatnonzero(np.isin(np.arange(len(self.covered)) % self.good, pictures))
         covered = np.tile(self.covered[chosen], (len(self.features.renderings), 1, 1))
         return Painted(self.features.files, self.features.rows_of(chosen), covered)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherPictures:
+    """Maps of good and painted pictures as a student's teacher sees them: by the float trunk alone, of its levels."""
+
+    features: Features
+    painted: PaintedPictures
+
+    def on(self, pictures: NDArray[np.int64]) -> TeacherMaps:
+        """Some of the good pictures, and those painted on them."""
+        return TeacherMaps(self.features.files, self.features.rows_of(pictures), self.painted.on(pictures))
 
 
 def render_trunks(job: Job, trunk: Trunk | DINOv2, pictures: NDArray[np.uint8]) -> tuple[Graphs, CalibrationRecord]:
@@ -83,10 +96,16 @@ def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) ->
 
 
 def paint_samples(job: Job, trunks: Graphs, good: NDArray[np.uint8]) -> PaintedPictures:
-    """Paint defects on good pictures for a method to learn from, and compute their maps."""
+    """Paint defects on good pictures for a method to learn from, and compute their maps; a teacher's too, if any."""
     pictures = on_disk(job.work / "samples.bin", np.dtype(np.uint8), (wanted(len(good)), *good.shape[1:]))
     covered = paint_pictures(good, pictures, job.settings.seed, job.clock.ticks("paint samples"))
-    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good))
+    teacher = None
+    levels = find_method(job.settings.method, job.backbone).teacher_levels
+    if levels:
+        own: Graphs = {"float": export_trunk(job.backbone.build(levels, job.spec.height), job.spec.height)}
+        painted = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, len(good))
+        teacher = TeacherPictures(extract(job, own, good, "teacher's features"), painted)
+    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good), teacher)
 
 
 def fit_heads(
@@ -124,6 +143,7 @@ def fit_heads(
             job.settings.fit_steps,
             job.work / step,
             None if painted is None else painted.on(pictures),
+            None if painted is None or painted.teacher is None else painted.teacher.on(pictures),
             None if classes is None else np.tile(classes[pictures], len(features.renderings)),
         )
         for step, pictures, measured in turns

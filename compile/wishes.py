@@ -8,7 +8,7 @@ import re
 from compile.backbones.choice import DEFAULT, Backbone
 from compile.classes import class_names
 from compile.job import LEAST_FIT_STEPS, Settings
-from compile.methods.registry import METHODS, Method, UnknownMethodError, find_method
+from compile.methods.registry import METHODS, TAUGHT, Method, UnknownMethodError, find_method
 from edge.errors import BeltlineError
 
 SMALLEST_TARGET = 1e-6  # no set of good parts says anything about rarer rejects
@@ -58,7 +58,8 @@ def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
     try:
         method = find_method(wanted.method, backbone)
     except UnknownMethodError as error:
-        raise WishError(f"--method: {error}") from error
+        option = "--teacher" if wanted.method.startswith(TAUGHT) else "--method"
+        raise WishError(f"{option}: {error}") from error
     if budget is not None and wanted.size is None and method.head_share is None:
         raise WishError(
             f"--budget-ms {budget:g}: what --method {wanted.method} takes is known only once it is fitted. Choose "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.anomaly_graph import AnomalyHead
+from compile.features import Rows
 from compile.job import Progress
 from compile.methods.descent import batches, descend, device, one_cycle, read
 from compile.methods.student import WIDTH, Student
@@ -105,6 +106,10 @@ def fit_student(
     varad = fit_varad(features, seed=seed, steps=VARAD_STEPS if steps is None else steps, progress=progress)
     standardised = Standardised(varad, [measure_spread(varad, features)]).eval()
     steps = STEPS if steps is None else min(STEPS, steps)
+    count = len(odd.maps)
+    rows = np.arange(count)
+    turns = rows + count * (rows % (painted[0].shape[0] // count))  # of each painted picture one rendering will do
+    painted = [cast("NDArray[Any]", Rows(each, turns)) for each in painted]
     sides = [(features, _surprise(standardised, features), good), (painted, _surprise(standardised, painted), odd)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,7 +137,7 @@ def fit_student(
                     terms.append(_term(said, lesson.tokens[asked]) * TOKENS)
             return torch.stack(terms).sum() / len(sides)
 
-        order = zip(batches(len(features[0]), BATCH, seed), batches(len(painted[0]), BATCH, seed + 1), strict=False)
+        order = zip(batches(features[0].shape[0], BATCH, seed), batches(count, BATCH, seed + 1), strict=False)
         schedule = one_cycle(optimiser, RATE, steps)
         descend(model, optimiser, schedule, order, loss, steps=steps, what="fit student", mixed=True, progress=progress)
     return student.eval().requires_grad_(requires_grad=False)

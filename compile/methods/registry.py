@@ -225,7 +225,8 @@ def _fit_student(
     teacher: Method, samples: Samples, seed: int, steps: int | None, progress: Progress | None
 ) -> nn.Module:
     assert samples.teacher is not None
-    model = fit_alone(teacher, samples.teacher, seed, steps, progress)
+    tell = None if progress is None else partial(_tell_teacher, progress)
+    model = fit_alone(teacher, samples.teacher, seed, steps, tell)
     height, width = (2 * cells for cells in samples.good[0].shape[2:])
     shipped = min(MAP_LIMIT, 2 * max(height, width))  # the side of the map that the smoothing is meant for
     asked = replace(teacher, smoothing=teacher.smoothing * max(height, width) / shipped)
@@ -233,6 +234,10 @@ def _fit_student(
     ask = None if progress is None else partial(progress, "ask the teacher")
     good, odd = (teach(head, maps, ask) for maps in (samples.teacher.good, samples.teacher.painted))
     return fit_student(samples.good, samples.painted, good, odd, seed=seed, steps=steps, progress=progress)
+
+
+def _tell_teacher(progress: Progress, what: str, done: int, of: int) -> None:
+    progress(f"{what} of the teacher", done, of)
 
 
 _patchcore = partial(

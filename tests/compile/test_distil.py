@@ -157,7 +157,7 @@ def test_the_registry_fits_the_teacher_first(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setitem(METHODS, "three", Method("Three", fit, (8, 16, 32), top=0.0))
     good, (odd, _) = maps_of(20, 0), spoilt(20, 1)
-    samples = Samples(good[:2], odd[:2], None, Samples(good, odd))
+    samples = Samples(good[:2], odd[:2], teacher=Samples(good, odd))
     model = find_method("varad-from-three").fit(samples, 0, 3, None)
     assert seen == [3]
     assert isinstance(model, Student)
