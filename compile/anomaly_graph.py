@@ -111,6 +111,12 @@ def interpolation(cells: int, pixels: int, centre: float = 0.0) -> Tensor:
     return torch.from_numpy(np.maximum(1 - _distance(cells, pixels, centre), 0)).float()
 
 
+def finer(cells: int, factor: int) -> Tensor:
+    """[factor * cells, cells]: linear interpolation to a finer stride; cell factor * i lies where cell i lies."""
+    at = (torch.arange(factor * cells) / factor).clamp(max=cells - 1)
+    return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0)
+
+
 def _nearest(cells: int, pixels: int, centre: float) -> Tensor:
     """[cells, pixels]: 1 where a pixel lies nearest to a cell."""
     nearest = _distance(cells, pixels, centre).argmin(1)

@@ -50,10 +50,11 @@ class Labelled:
     def map_side(self) -> int:
         return self.backbone.map_side(self.size)
 
-    def samples(self, levels: Sequence[Level]) -> Samples:
-        """What a method of these levels is fitted on."""
+    def samples(self, levels: Sequence[Level], teacher: Sequence[Level] = ()) -> Samples:
+        """What a method of these levels is fitted on, and its teacher of those."""
         painted = [self.painted[level] for level in levels] if self.painted else []
-        return Samples([self.train[level] for level in levels], painted, self.covered)
+        taught = self.samples(teacher) if teacher else None
+        return Samples([self.train[level] for level in levels], painted, self.covered, taught)
 
 
 def read_labelled(folder: Path, progress: Progress) -> DataSet:

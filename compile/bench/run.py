@@ -98,7 +98,9 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     backbone = find_backbone(wanted.backbone)
     methods = check_wanted(wanted, backbone)
     sets = [read_labelled(folder, progress) for folder in wanted.data]  # what is wrong shows before the work
-    union: tuple[Level, ...] = tuple(sorted({level for method in methods.values() for level in method.levels}))
+    union: tuple[Level, ...] = tuple(
+        sorted({level for method in methods.values() for level in (*method.levels, *method.teacher_levels)})
+    )
     trunks = {
         levels: export_trunk(backbone.build(levels, wanted.size), wanted.size)
         for levels in {union, *(method.levels for method in methods.values())}
@@ -163,7 +165,7 @@ def _named(progress: Progress, step: str, _: str, done: int, of: int) -> None:
 
 def _fit(method: Method, data: Labelled, seed: int, steps: int | None, progress: Progress) -> tuple[AnomalyHead, float]:
     """Give the head, and the seconds that its fit took."""
-    samples = data.samples(method.levels)
+    samples = data.samples(method.levels, method.teacher_levels)
     started = time.monotonic()
     with one_thread():
         model = fit_alone(method, samples, seed, steps, progress)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compile.anomaly_graph import interpolation
+from compile.anomaly_graph import finer, interpolation
 from compile.methods.inp_former import INPFormer, mean, residual, to_tokens
 from compile.methods.lite_groups import LiteGroups
 from compile.standardise import Spread, Standardised
@@ -106,8 +106,12 @@ class INPFormerPP(nn.Module):
         self.deviations = Standardised(reconstruction, [spread])
         self.heads = nn.ModuleList(heads)
         height, width = spread.sums[0].shape
-        self.register_buffer("rows", _finer(height), persistent=False)
-        self.register_buffer("columns", _finer(width).T.contiguous(), persistent=False)
+        self.register_buffer("rows", finer(height, 4), persistent=False)
+        self.register_buffer("columns", finer(width, 4).T.contiguous(), persistent=False)
+
+    def tokens(self, features: Sequence[Tensor]) -> Tensor:
+        """The residual [B, C, h, w], for a student."""
+        return self.reconstruction.explain(features)[1]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         error, seen = self.reconstruction.explain(features)
@@ -115,9 +119,3 @@ class INPFormerPP(nn.Module):
         found = self.deviations.count(0, error)
         above = (found - OWN_LEVEL * found.mean((1, 2), keepdim=True)).clamp(min=0)
         return ((self.rows @ above @ self.columns) * (logit / SOFTNESS).sigmoid(),)
-
-
-def _finer(cells: int) -> Tensor:
-    """[4 * cells, cells]: linear interpolation; maps of all strides begin at one point, so 4i lies where i lies."""
-    at = (torch.arange(4 * cells) / 4).clamp(max=cells - 1)
-    return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0)

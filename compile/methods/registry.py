@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from calibration.split import kfold
-from compile.anomaly_graph import AnomalyHead
+from compile.anomaly_graph import MAP_LIMIT, AnomalyHead
 from compile.backbones.choice import DEFAULT, FAMILIES, Backbone, Family, Level
 from compile.features import Rows
 from compile.job import Progress
+from compile.methods.distil import fit_student, teach
 from compile.methods.grnr import fit_grnr
 from compile.methods.inp_former_fit import fit_inp_former
 from compile.methods.inp_former_lite import fit_inp_former_lite
@@ -35,6 +36,7 @@ from compile.standardise import Standardised, measure_spread
 from edge.errors import BeltlineError
 
 FOLDS = 5  # of VarAD's cross-fit
+TAUGHT = "varad-from-"  # before a teacher's name: its student
 PATCH_CENTRE = 0.5  # of a patch, in patches
 Maps = Sequence[NDArray[Any]]  # one [n, C, h, w] per level of the method
 
@@ -48,6 +50,8 @@ class Samples:
         painted: of pictures with painted defects, for a method that asks for them.
         covered: float32 [m, H / 4, W / 4], the share of each cell that is painted.
         classes: int64 [n] of the good pictures, numbered from 0, where there are several.
+        teacher: what the teacher of a student is fitted on: of the same pictures, in one rendering where the student's
+            are in several.
 
     """
 
@@ -55,6 +59,7 @@ class Samples:
     painted: Maps = ()
     covered: NDArray[np.float32] | None = None
     classes: NDArray[np.int64] | None = None
+    teacher: Samples | None = None
 
 
 Fit = Callable[[Samples, int, int | None, Progress | None], nn.Module]  # samples, seed, steps at most, progress
@@ -83,6 +88,7 @@ class Method:
         several: whether one model may serve several classes.
         centre: of the first cell of its maps, in cells from the picture's edge.
         published_map: whether INP-Former's published map stands in place of interpolation and smoothing.
+        teacher_levels: whose maps its teacher takes, for a student.
 
     """
 
@@ -100,6 +106,7 @@ class Method:
     bank: bool = False
     head_share: float | None = None
     several: bool = False
+    teacher_levels: tuple[Level, ...] = ()
 
     @property
     def score(self) -> str:
@@ -127,6 +134,8 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
 
     """
     methods = BY_FAMILY[backbone.family]
+    if name.startswith(TAUGHT) and backbone.family == "lite":
+        return _student(find_method(name.removeprefix(TAUGHT), backbone))
     if name not in methods:
         others = [FAMILIES[family] for family, known in BY_FAMILY.items() if name in known]
         why = f"method {name!r} is for {others[0]}, and {backbone.name} is none" if others else f"no method {name!r}"
@@ -199,6 +208,31 @@ def _fit_inp_former_on_patches(samples: Samples, seed: int, steps: int | None, p
 def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     assert samples.covered is not None
     return fit_inp_former_pp(samples.good, samples.painted, samples.covered, seed=seed, steps=steps, progress=progress)
+
+
+def _student(teacher: Method) -> Method:
+    return Method(
+        f"VarAD (lightweight), taught by {teacher.title}",
+        partial(_fit_student, teacher),
+        top=0.0,
+        smoothing=1.5,
+        painted=True,
+        teacher_levels=teacher.levels,
+    )
+
+
+def _fit_student(
+    teacher: Method, samples: Samples, seed: int, steps: int | None, progress: Progress | None
+) -> nn.Module:
+    assert samples.teacher is not None
+    model = fit_alone(teacher, samples.teacher, seed, steps, progress)
+    height, width = (2 * cells for cells in samples.good[0].shape[2:])
+    shipped = min(MAP_LIMIT, 2 * max(height, width))  # the side of the map that the smoothing is meant for
+    asked = replace(teacher, smoothing=teacher.smoothing * max(height, width) / shipped)
+    head = asked.head(model, samples.teacher.good, (height, width))
+    ask = None if progress is None else partial(progress, "ask the teacher")
+    good, odd = (teach(head, maps, ask) for maps in (samples.teacher.good, samples.teacher.painted))
+    return fit_student(samples.good, samples.painted, good, odd, seed=seed, steps=steps, progress=progress)
 
 
 _patchcore = partial(

@@ -1,0 +1,177 @@
+"""Distillation: the student says what its teacher says, also where VarAD alone is blind."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from compile.anomaly_graph import AnomalyHead
+from compile.export import export
+from compile.methods import FitError
+from compile.methods.distil import Lesson, fit_student, teach
+from compile.methods.registry import METHODS, TAUGHT, Method, Samples, UnknownMethodError, find_method
+from compile.methods.student import Student
+from compile.onnx_session import open_session
+from compile.tensorrt_build import build, check_allowed
+
+SHAPES = [(4, 8, 12), (6, 4, 6)]  # of strides 8 and 16
+COARSE = (5, 2, 3)  # of stride 32, which only the teacher sees
+Maps = list[NDArray[np.float32]]
+
+
+def maps_of(count: int, seed: int) -> Maps:
+    """All strides show the same few patterns; those of stride 16 carry the shape of the picture, too."""
+    rng = np.random.default_rng(seed)
+    patterns = np.random.default_rng(7)
+    mixed = rng.normal(size=(count, 3))
+    return [
+        np.asarray(
+            (mixed @ patterns.normal(size=(3, shape[0])))[:, :, None, None] + 0.2 * rng.normal(size=(count, *shape)),
+            np.float32,
+        )
+        for shape in (*SHAPES, COARSE)
+    ]
+
+
+def spoilt(count: int, seed: int) -> tuple[Maps, NDArray[np.int64]]:
+    """One quarter of each picture is shifted in all strides; and in which column of stride 32 it is."""
+    maps, rng = maps_of(count, seed), np.random.default_rng(seed)
+    column = rng.integers(0, 3, count)
+    for i, at in enumerate(column):
+        for each in maps:
+            step = each.shape[3] // 3
+            each[i, :, : each.shape[2] // 2, at * step : (at + 1) * step] += 3.0
+    return maps, column
+
+
+class Teacher(nn.Module):
+    """How far a cell of stride 32 lies from zero."""
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (features[2].square().mean(1),)
+
+    def tokens(self, features: Sequence[Tensor]) -> Tensor:
+        return torch.nn.functional.interpolate(features[2], scale_factor=2.0)
+
+
+def ask(maps: Sequence[NDArray[Any]], model: nn.Module | None = None) -> Lesson:
+    head = AnomalyHead(model or Teacher(), [COARSE[1:]], (16, 24), top=0.0)
+    return teach(head, maps, None)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    good, (odd, _) = maps_of(40, 0), spoilt(60, 1)
+    return fit_student(good[:2], odd[:2], ask(good), ask(odd), seed=0, steps=120)
+
+
+def test_a_lesson_is_the_teachers_map_at_the_cells_its_score_and_its_tokens() -> None:
+    maps = maps_of(11, 3)
+    lesson = ask(maps)
+    head = AnomalyHead(Teacher(), [COARSE[1:]], (16, 24), top=0.0)
+    score, heat = head(*(torch.from_numpy(each) for each in maps), torch.ones(11, 16, 24))
+    assert torch.allclose(lesson.scores, score)
+    assert lesson.maps.shape == (11, 8, 12)
+    around = heat[:, 5:7, 9:11].mean((1, 2))  # cell 3, 5 lies where pixels 5, 6 and 9, 10 meet
+    assert torch.allclose(lesson.maps[:, 3, 5], around, atol=1e-6)
+    assert lesson.tokens is not None
+    assert lesson.tokens.shape == (11, 5, 4, 6)
+    plain = nn.Module()
+    plain.forward = Teacher().forward  # type: ignore[method-assign]
+    assert ask(maps, plain).tokens is None
+
+
+def test_the_student_says_what_the_teacher_says_of_pictures_it_never_saw(student: Student) -> None:
+    good, (odd, column) = maps_of(30, 10), spoilt(30, 11)
+    shown = [torch.from_numpy(np.concatenate([a, b])) for a, b in zip(good[:2], odd[:2], strict=True)]
+    (found,) = student(shown)
+    said = torch.cat([ask(good).maps, ask(odd).maps])
+    assert found.shape == (60, 8, 12)
+    assert found.min() >= 0
+    assert np.corrcoef(found.flatten(), said.flatten())[0, 1] > 0.8
+    defective = np.arange(60) >= 30
+    assert roc_auc_score(defective, found.amax((1, 2))) > 0.9
+    assert float(found[:30].amax((1, 2)).median()) == pytest.approx(1.0, abs=0.4)  # the unit
+    hottest = found[30:].mean(1).reshape(30, 3, 4).mean(2).argmax(1)
+    assert (hottest.numpy() == column).mean() > 0.9
+
+
+def test_varad_stays_as_it_is_fitted_alone(student: Student) -> None:
+    good = maps_of(40, 0)
+    alone = METHODS["varad"].fit(Samples(good[:2]), 0, 120, None)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(student.varad.model.state_dict()[name], value), name
+
+
+def test_renderings_are_asked_about_as_one_picture() -> None:
+    good, (odd, _) = maps_of(20, 0), spoilt(20, 1)
+    twice = [np.concatenate([each, each]) for each in good[:2]]
+    lesson = ask(good)
+    wrong = replace(lesson, maps=lesson.maps.flip(0))
+    right, other = (
+        fit_student(twice, odd[:2], each, ask(odd), seed=0, steps=5).state_dict() for each in (lesson, wrong)
+    )
+    assert not torch.equal(right["readout.leave.weight"], other["readout.leave.weight"])
+
+
+def test_a_seed_fixes_the_fit_and_touches_nobody_elses() -> None:
+    good, (odd, _) = maps_of(20, 0), spoilt(20, 1)
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        fit_student(good[:2], odd[:2], ask(good), ask(odd), seed=seed, steps=3).state_dict() for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["readout.around.weight"], other["readout.around.weight"])
+
+
+def test_a_teacher_that_says_nonsense_ends_the_fit() -> None:
+    good, (odd, _) = maps_of(20, 0), spoilt(20, 1)
+    lesson = ask(good)
+    with pytest.raises(FitError, match="diverged"):
+        fit_student(good[:2], odd[:2], replace(lesson, maps=lesson.maps * float("nan")), ask(odd), seed=0, steps=3)
+
+
+def test_any_method_may_teach_and_the_student_takes_its_own_strides() -> None:
+    method = find_method("varad-from-inp-former-pp")
+    assert method.levels == (8, 16)
+    assert method.teacher_levels == (8, 16, 32)
+    assert "INP-Former++" in method.title
+    with pytest.raises(UnknownMethodError, match="no method 'nobody'"):
+        find_method(f"{TAUGHT}nobody")
+
+
+def test_the_registry_fits_the_teacher_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def fit(samples: Samples, seed: int, steps: int | None, progress: object) -> nn.Module:
+        seen.append(len(samples.good))
+        return Teacher()
+
+    monkeypatch.setitem(METHODS, "three", Method("Three", fit, (8, 16, 32), top=0.0))
+    good, (odd, _) = maps_of(20, 0), spoilt(20, 1)
+    samples = Samples(good[:2], odd[:2], None, Samples(good, odd))
+    model = find_method("varad-from-three").fit(samples, 0, 3, None)
+    assert seen == [3]
+    assert isinstance(model, Student)
+
+
+@pytest.mark.slow
+def test_it_exports_and_builds(student: Student) -> None:
+    maps = maps_of(2, 5)[:2]
+    head = AnomalyHead(student, [(8, 12)], (32, 48), top=0.0, smoothing=1.5).eval()
+    inputs = (*(torch.from_numpy(each) for each in maps), torch.ones(2, 32, 48))
+    names = ["maps_8", "maps_16", "mask"]
+    graph = export(head, inputs, names, ["score", "map"])
+    assert check_allowed(graph) == []
+    found = open_session(graph).run(None, {name: each.numpy() for name, each in zip(names, inputs, strict=True)})
+    for expected, value in zip(head(*inputs), found, strict=True):
+        np.testing.assert_allclose(value, expected.numpy(), rtol=1e-4, atol=1e-4)
+    build(graph)
