@@ -54,7 +54,7 @@ class Labelled:
         """What a method of these levels is fitted on, and its teacher of those."""
         painted = [self.painted[level] for level in levels] if self.painted else []
         taught = self.samples(teacher) if teacher else None
-        return Samples([self.train[level] for level in levels], painted, self.covered, taught)
+        return Samples([self.train[level] for level in levels], painted, self.covered, teacher=taught)
 
 
 def read_labelled(folder: Path, progress: Progress) -> DataSet:
