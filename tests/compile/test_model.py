@@ -103,7 +103,7 @@ def test_a_fit_meets_all_classes_from_the_start(tmp_path: Path, monkeypatch: pyt
         seen.append((samples.good[0][np.arange(len(samples.classes))].ravel(), samples.classes))
         return Sum()
 
-    monkeypatch.setitem(METHODS, "asking", Method("asking", fit, strides=(16,), several=True))
+    monkeypatch.setitem(METHODS, "asking", Method("asking", fit, levels=(16,), several=True))
     classes = np.repeat([0, 1, 2], 10)
     features = Features(tmp_path, ["float", "int8"])
     features.pictures = 30
