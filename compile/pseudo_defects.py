@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compile.synthesis import KINDS, SMALLEST_CHANGE, SMALLEST_SIZE, fractal_noise, paint
 
 REGIONS = 0.15  # share of the defects
+ON_STRUCTURE = 0.5  # share of the others that lie where the picture has structure: a small part on a wide table is hit
 SECOND = 1 / 3  # of the pictures have a second defect
 SMALLEST, LARGEST = 1 / 40, 1 / 3  # diameter of a defect, of the picture's side
 SMALLEST_AREA, LARGEST_AREA = 0.02, 0.35  # of a region, of the picture
@@ -68,8 +69,25 @@ def _defect(image: Image, good: Image, rng: np.random.Generator) -> tuple[Image,
     side = len(image)
     size = np.exp(rng.uniform(np.log(max(SMALLEST * side, SMALLEST_SIZE)), np.log(LARGEST * side)))
     kind = list(KINDS)[int(rng.integers(len(KINDS)))]
-    defect = paint(image, kind, round(float(size)), rng, donors=[donor])
+    diameter = round(float(size))
+    centre = _on_structure(image, diameter, rng) if rng.random() < ON_STRUCTURE else None
+    defect = paint(image, kind, diameter, rng, region=centre, donors=[donor])
     return defect.image, defect.mask
+
+
+def _on_structure(image: Image, size: int, rng: np.random.Generator) -> NDArray[np.bool_] | None:
+    """One pixel, drawn by how much its surroundings' contrast exceeds the picture's median; None where none does."""
+    grey = image.mean(2, dtype=np.float32)
+    around = (max(len(image) // 40, 3),) * 2
+    contrast = np.sqrt(np.clip(cv2.blur(grey**2, around) - cv2.blur(grey, around) ** 2, 0, None))
+    weight = np.zeros_like(contrast, np.float64)
+    inner = slice(size // 2 + 1, len(image) - size // 2 - 1)
+    weight[inner, inner] = np.clip(contrast - np.median(contrast), 0, None)[inner, inner]
+    if (total := weight.sum()) == 0:
+        return None
+    centre = np.zeros(weight.size, bool)
+    centre[rng.choice(weight.size, p=weight.ravel() / total)] = True
+    return centre.reshape(weight.shape)
 
 
 def _region(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, NDArray[np.bool_]]:

@@ -87,7 +87,7 @@ def test_a_method_of_three_strides_learns_from_painted_defects(tmp_path: Path) -
     with one_thread():
         found = fit_heads(job, features[0], plan, PaintedPictures(features[1], covered, PARTS))
     assert found.folds == [found.shipped]
-    assert job.evidence.fit_steps == 40  # of the reconstruction, and of its head
+    assert job.evidence.fit_steps == 60  # of the reconstruction, and of two heads
     score, heat = found.shipped(*(torch.from_numpy(each[:2]) for each in features[0].maps), torch.ones(2, 16, 16))
     assert torch.equal(score, heat.flatten(1).amax(1))
 
