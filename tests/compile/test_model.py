@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compile.data import DataSet
@@ -18,7 +20,8 @@ from compile.fitting import one_thread
 from compile.image_size import SizeChoice
 from compile.job import Clock, Job, Settings
 from compile.methods.registry import METHODS, Method, Samples
-from compile.model import Heads, PaintedPictures, fit_heads
+from compile.methods.student import Student
+from compile.model import Heads, PaintedPictures, TeacherPictures, fit_heads
 from compile.split_plan import SplitPlan, plan_split
 from compile.standardise import Standardised
 from edge.bundle import Input, Source
@@ -68,27 +71,62 @@ def test_a_folds_own_pictures_take_no_part_in_its_deviations(tmp_path: Path) -> 
     assert all(ratio > 5 * ratios[own] for i, ratio in enumerate(ratios) if i != own)
 
 
-def test_a_method_of_three_strides_learns_from_painted_defects(tmp_path: Path) -> None:
+TRUNK_SHAPES = ((40, 8, 8), (112, 4, 4), (320, 2, 2))  # of strides 8, 16 and 32
+ORDER = np.arange(PARTS)
+HALF = SplitPlan([(ORDER[:20], ORDER[20:])], cross_fitted=False, words="")
+
+
+def noise(folder: Path, renderings: Sequence[str], strides: int) -> Features:
+    """Maps of so many strides that hold nothing."""
     rng = np.random.default_rng(0)
-    features = []
-    for name in ("good", "painted"):
-        (tmp_path / name).mkdir()
-        each = Features(tmp_path / name, ["float"])
-        each.pictures = PARTS
-        for i, shape in enumerate(((40, 8, 8), (112, 4, 4), (320, 2, 2))):
-            maps = on_disk(each._path(i), np.dtype(np.float32), (PARTS, *shape))
-            maps[:] = rng.normal(size=maps.shape)
-            each.maps.append(maps)
-        features.append(each)
-    covered = (rng.random((PARTS, 16, 16)) > 0.7).astype(np.float32)
+    folder.mkdir()
+    each = Features(folder, renderings)
+    each.pictures = PARTS
+    for i, shape in enumerate(TRUNK_SHAPES[:strides]):
+        maps = on_disk(each._path(i), np.dtype(np.float32), (len(renderings) * PARTS, *shape))
+        maps[:] = rng.normal(size=maps.shape)
+        each.maps.append(maps)
+    return each
+
+
+def covered() -> NDArray[np.float32]:
+    return (np.random.default_rng(1).random((PARTS, 16, 16)) > 0.7).astype(np.float32)
+
+
+def test_a_method_of_three_strides_learns_from_painted_defects(tmp_path: Path) -> None:
+    features = [noise(tmp_path / name, ["float"], 3) for name in ("good", "painted")]
     job = _job(tmp_path, method="inp-former-pp")
-    order = np.arange(PARTS)
-    plan = SplitPlan([(order[:20], order[20:])], cross_fitted=False, words="")
     with one_thread():
-        found = fit_heads(job, features[0], plan, PaintedPictures(features[1], covered, PARTS))
+        found = fit_heads(job, features[0], HALF, PaintedPictures(features[1], covered(), PARTS))
     assert found.folds == [found.shipped]
     assert job.evidence.fit_steps == 60  # of the reconstruction, and of two heads
     score, heat = found.shipped(*(torch.from_numpy(each[:2]) for each in features[0].maps), torch.ones(2, 16, 16))
+    assert torch.equal(score, heat.flatten(1).amax(1))
+
+
+def test_a_student_ships_alone_and_its_teacher_sees_more_strides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, taught = (
+        [noise(tmp_path / f"{who} {name}", renderings, strides) for name in ("good", "painted")]
+        for who, renderings, strides in (("student", ["float", "int8"], 2), ("teacher", ["float"], 3))
+    )
+    seen = []
+    fit_teacher = METHODS["inp-former-pp"].fit
+
+    def fit(samples: Samples, *others: Any) -> nn.Module:
+        seen.append([each.shape for each in (*samples.good, *samples.painted)])
+        return fit_teacher(samples, *others)
+
+    monkeypatch.setitem(METHODS, "inp-former-pp", replace(METHODS["inp-former-pp"], fit=fit))
+    teacher = TeacherPictures(taught[0], PaintedPictures(taught[1], covered(), PARTS))
+    job = _job(tmp_path, method="varad-from-inp-former-pp")
+    with one_thread():
+        found = fit_heads(job, own[0], HALF, PaintedPictures(own[1], covered(), PARTS, teacher))
+    assert seen == [[(20, *shape) for shape in TRUNK_SHAPES] * 2]
+    assert isinstance(found.shipped.model, Student)
+    assert job.evidence.fit_steps == 100  # of reconstruction, two heads, VarAD and the student
+    score, heat = found.shipped(*(torch.from_numpy(each[:2]) for each in own[0].maps), torch.ones(2, 16, 16))
     assert torch.equal(score, heat.flatten(1).amax(1))
 
 

@@ -63,3 +63,8 @@ def test_every_defect_that_passes_can_be_chosen_for(side: int, defect: float) ->
     except WishError:
         return
     assert SMALLEST <= choose_size(side, smallest_defect_px=defect).size <= LARGEST
+
+
+def test_a_teacher_that_nobody_knows_is_refused_by_its_option() -> None:
+    with pytest.raises(WishError, match="--teacher: no method 'nobody'"):
+        check_wishes(Settings(Path("good"), Path("a.bundle"), method="varad-from-nobody"))
