@@ -7,9 +7,9 @@ sum of reconstruction error and head.
 
 Ours, each measured (docs/methods.md): the head sees the trunk's maps beside the residual, which alone is too poor on a
 light trunk; a focal term, and good pictures too; the mean logit of several heads, for one alone depends on its seed;
-the error's length without the cosine, which ranks worst here; the error counted in deviations of good parts at its
-place, less half of the picture's mean, for light and surface move the whole picture; error times the head's softened
-probability in place of their sum; the maximum as the score.
+the error's length without the cosine, which ranks worst here, less half of the picture's mean, for light and surface
+move the whole picture; error times the head's softened probability in place of their sum; the maximum as the score.
+Deviations of good parts at each place would rank a little better where parts lie still, and ruin it where they turn.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from torch.nn import functional
 from compile.anomaly_graph import finer, interpolation
 from compile.methods.inp_former import INPFormer, mean, residual, to_tokens
 from compile.methods.lite_groups import LiteGroups
-from compile.standardise import Spread, Standardised
 
 WIDTH, FINE_WIDTH = 128, 32  # channels of the head, before and after its last doubling
-SOFTNESS = 8.0  # divides the head's logit: a head that is sure weighs no more than the error
+SOFTNESS = 6.0  # divides the head's logit: a head that is sure weighs no more than the error
 OWN_LEVEL = 0.5  # share of the picture's mean error that is taken from it
 
 
@@ -92,20 +91,29 @@ class INPFormerPP(nn.Module):
 
     Args:
         reconstruction: of the trunk's maps, h and w at stride 16.
-        spread: its errors on good pictures.
+        grid: h and w.
+        usual: its mean error on good pictures, in which errors are counted.
         heads: fitted on it, at least one.
 
     """
 
+    usual: Tensor
+
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, reconstruction: Reconstruction, spread: Spread, heads: Sequence[SegmentationHead]) -> None:
+    def __init__(
+        self,
+        reconstruction: Reconstruction,
+        grid: tuple[int, int],
+        usual: Tensor,
+        heads: Sequence[SegmentationHead],
+    ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
-        self.deviations = Standardised(reconstruction, [spread])
+        self.register_buffer("usual", usual)
         self.heads = nn.ModuleList(heads)
-        height, width = spread.sums[0].shape
+        height, width = grid
         self.register_buffer("rows", finer(height, 4), persistent=False)
         self.register_buffer("columns", finer(width, 4).T.contiguous(), persistent=False)
 
@@ -116,6 +124,6 @@ class INPFormerPP(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         error, seen = self.reconstruction.explain(features)
         logit = mean([head([*features, seen]) for head in self.heads])
-        found = self.deviations.count(0, error)
-        above = (found - OWN_LEVEL * found.mean((1, 2), keepdim=True)).clamp(min=0)
+        error = error / self.usual
+        above = (error - OWN_LEVEL * error.mean((1, 2), keepdim=True)).clamp(min=0)
         return ((self.rows @ above @ self.columns) * (logit / SOFTNESS).sigmoid(),)

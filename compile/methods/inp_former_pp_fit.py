@@ -72,7 +72,9 @@ def fit_inp_former_pp(
         )
         for turn in range(HEADS)
     ]
-    return INPFormerPP(reconstruction, spread, heads).eval().requires_grad_(requires_grad=False)
+    height, width = features[1].shape[2:]
+    usual = (spread.sums[0].mean() / spread.pictures).float()
+    return INPFormerPP(reconstruction, (height, width), usual, heads).eval().requires_grad_(requires_grad=False)
 
 
 def _fit_head(

@@ -129,14 +129,16 @@ def test_the_head_finds_what_it_was_never_shown(fitted: INPFormerPP) -> None:
 def test_the_map_is_the_error_above_half_its_mean_times_the_heads_soft_probability(fitted: INPFormerPP) -> None:
     features = tensors(good_maps(3, seed=8))
     error, seen = fitted.reconstruction.explain(features)
-    found = fitted.deviations.count(0, error).numpy().astype(float)
+    found = (error / fitted.usual).numpy().astype(float)
     logit = np.mean([head([*features, seen]).numpy().astype(float) for head in fitted.heads], axis=0)
     assert len(fitted.heads) > 1
     above = np.maximum(found - found.mean((1, 2), keepdims=True) / 2, 0)
+    usual = np.mean([fitted.reconstruction(tensors([each[i : i + 1] for each in good_maps()]))[0] for i in range(24)])
+    assert fitted.usual.item() == pytest.approx(usual, rel=1e-4)
     (fine,) = fitted(features)
-    expected = above / (1 + np.exp(-logit[:, ::4, ::4] / 8))  # every fourth fine cell lies where a cell lies
+    expected = above / (1 + np.exp(-logit[:, ::4, ::4] / 6))  # every fourth fine cell lies where a cell lies
     np.testing.assert_allclose(fine[:, ::4, ::4].numpy(), expected, rtol=1e-4, atol=1e-4)
-    between = (above[:, 1, 1] * 0.25 + above[:, 1, 2] * 0.75) / (1 + np.exp(-logit[:, 4, 7] / 8))
+    between = (above[:, 1, 1] * 0.25 + above[:, 1, 2] * 0.75) / (1 + np.exp(-logit[:, 4, 7] / 6))
     np.testing.assert_allclose(fine[:, 4, 7].numpy(), between, rtol=1e-4, atol=1e-4)
 
 
