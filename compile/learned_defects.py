@@ -8,7 +8,8 @@ meets, however many pictures are painted; no painting of real defects onto other
 With a drawn picture every other picture of the same part leaves the test, good or defective. Guaranteed: those that
 `calibration.split` recognises (moved by up to 1/16, lit otherwise), and those that `--group-by` says to show the same
 part, by a regular expression or a folder per part below test/<kind>. Not guaranteed: pictures of one part turned by
-more than a few degrees, or from another side, where no name tells.
+more than a few degrees, or from another side, where no name tells; nor a picture from before the damage where the
+defect, on a surface that repeats itself, makes it as unlike as another part.
 """
 
 from __future__ import annotations

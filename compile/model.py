@@ -45,8 +45,8 @@ class PaintedPictures:
     features: Features
     covered: NDArray[np.float32]
     good: int  # pictures
-    shown: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))  # [real ones, good], the same part
     teacher: TeacherPictures | None = None  # for a student
+    shown: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))  # [real ones, good], the same part
 
     def on(self, pictures: NDArray[np.int64]) -> Painted:
         """Those painted on some of the good pictures, and the real ones that show the part of no other."""
@@ -129,9 +129,9 @@ def paint_samples(
     levels = find_method(job.settings.method, job.backbone).teacher_levels
     if levels:
         own: Graphs = {"float": export_trunk(job.backbone.build(levels, job.spec.height), job.spec.height)}
-        odd = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, len(good), shown)
+        odd = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, len(good), shown=shown)
         teacher = TeacherPictures(extract(job, own, good, "teacher's features"), odd)
-    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good), shown, teacher)
+    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good), teacher, shown)
 
 
 def fit_heads(
