@@ -59,6 +59,12 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         str, typer.Option(help="Method that teaches VarAD what it knows; the student alone ships.", show_default="none")
     ] = "",
     backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
+    learn_defects: Annotated[
+        int,
+        typer.Option(
+            help="Labelled test defects with masks (of each class) to learn from, drawn by --seed; they leave the test."
+        ),
+    ] = 0,
     fit_steps: Annotated[
         int | None,
         typer.Option(
@@ -84,6 +90,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         method=_taught(method, teacher),
         fit_steps=fit_steps,
         backbone=backbone,
+        learn_defects=learn_defects,
         more=tuple(data[1:]),
     )
     with ended_well(as_json=as_json, work=work_path(output)) as tick:

@@ -65,7 +65,11 @@ class LabelledImage:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """What a folder holds. `groups[i]` names the physical part that `good[i]` shows."""
+    """What a folder holds. `groups[i]` names the physical part that `good[i]` shows.
+
+    Where there are test pictures, `looks` numbers the part that each picture shows by its looks; `learned` are the
+    labelled defects that a method learns from (`compile.learned_defects`), which are no test pictures then.
+    """
 
     folder: Path
     layout: Literal["mvtec", "flat"]
@@ -76,6 +80,8 @@ class DataSet:
     longer_side: int  # of the largest image, pixels
     skipped: list[Skipped] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    looks: dict[Path, int] = field(default_factory=dict)
+    learned: list[LabelledImage] = field(default_factory=list)
 
     @property
     def parts(self) -> int:
@@ -154,7 +160,7 @@ def read_data(
             f"{because}. Add images of good parts."
         )
     groups = _groups(kept, group_by, remarks)
-    _report_leaks(kept, test, remarks, lambda done: tick(len(files) + done, total) if tick else None)
+    looks = _look_at_test(kept, test, remarks, lambda done: tick(len(files) + done, total) if tick else None)
     return DataSet(
         folder,
         layout,
@@ -165,6 +171,7 @@ def read_data(
         longer_side=max(max(item.shape) for item in kept),
         skipped=skipped,
         remarks=remarks,
+        looks=looks,
     )
 
 
@@ -278,7 +285,7 @@ def _groups(kept: Sequence[_Seen], group_by: str, remarks: list[str]) -> NDArray
     alike = near_duplicates(np.stack([item.thumbnail for item in kept]))
     if group_by == "near-duplicates":
         return alike.groups
-    keys = [str(item.path.parent) if group_by == "folder" else _key(item.path, group_by) for item in kept]
+    keys = [str(item.path.parent) if group_by == "folder" else part_name(item.path, group_by) for item in kept]
     apart = [(i, j) for i, j, _ in alike.pairs if keys[i] != keys[j]]
     if apart:
         first, second = (kept[i].path.name for i in apart[0])
@@ -289,18 +296,19 @@ def _groups(kept: Sequence[_Seen], group_by: str, remarks: list[str]) -> NDArray
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def _report_leaks(
+def _look_at_test(
     kept: Sequence[_Seen], test: Sequence[LabelledImage], remarks: list[str], tick: Callable[[int], None]
-) -> None:
-    """Name test pictures that look like a training part: what is measured on them flatters."""
+) -> dict[Path, int]:
+    """Number the part of each picture, and name test pictures of a training part: what is measured there flatters."""
     tried: list[_Seen] = []
     for done, image in enumerate(test, start=1):
         with contextlib.suppress(UnreadableImageError):  # named where the test pictures are loaded
             tried.append(_look(image.path))
         tick(done)
     if not tried:
-        return
-    alike = near_duplicates(np.stack([item.thumbnail for item in (*kept, *tried)]))
+        return {}
+    both = [*kept, *tried]
+    alike = near_duplicates(np.stack([item.thumbnail for item in both]))
     pairs = alike.across(np.arange(len(kept), len(kept) + len(tried)))
     if pairs:
         training, tested, _ = pairs[0]
@@ -308,9 +316,16 @@ def _report_leaks(
             f"{len({pair[1] for pair in pairs})} of {len(tried)} test images look like a part of the training images, "
             f"for example {tried[tested - len(kept)].path.name} like {kept[training].path.name}: accuracy flatters."
         )
+    return {item.path: int(part) for item, part in zip(both, alike.groups, strict=True)}
 
 
-def _key(path: Path, pattern: str) -> str:
+def part_name(path: Path, pattern: str) -> str:
+    """Give the part that a file's name names.
+
+    Raises:
+        DataError: the pattern does not match.
+
+    """
     match = re.search(pattern, path.name)
     if match is None:
         raise DataError(f"--group-by {pattern!r} does not match {path.name}: every image needs a part.")

@@ -40,6 +40,7 @@ class Settings:
     method: str = "varad"
     fit_steps: int | None = None  # the method's own
     backbone: str = DEFAULT.name
+    learn_defects: int = 0  # labelled ones of each class, which leave the test set
     more: tuple[Path, ...] = ()  # folders of further classes of the same bundle
 
     @property

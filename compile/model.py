@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.backbones.dinov2 import DINOv2
+from compile.data import LabelledImage
 from compile.export import export, join
 from compile.features import Features, on_disk
 from compile.fitting import Fit, Painted, TeacherMaps, fit_all
 from compile.job import FILES, Graphs, Job
+from compile.learned_defects import load_defects, weigh
 from compile.methods.registry import find_method
 from compile.precision import CalibrationRecord, calibrate, render_accurately, render_in_half
 from compile.pseudo_defects import paint_pictures, wanted
@@ -37,16 +40,20 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class PaintedPictures:
-    """Maps of pictures with painted defects; the i-th is painted on good picture i, then round again."""
+    """Maps of pictures with painted defects, the i-th painted on good picture i, then round again; then real ones."""
 
     features: Features
     covered: NDArray[np.float32]
     good: int  # pictures
     teacher: TeacherPictures | None = None  # for a student
+    shown: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))  # [real ones, good], the same part
 
     def on(self, pictures: NDArray[np.int64]) -> Painted:
-        """Those painted on some of the good pictures."""
-        chosen = np.flatnonzero(np.isin(np.arange(len(self.covered)) % self.good, pictures))
+        """Those painted on some of the good pictures, and the real ones that show the part of no other."""
+        painted = len(self.covered) - len(self.shown)
+        others = np.setdiff1d(np.arange(self.good), pictures)
+        real = painted + np.array([i for i, part in enumerate(self.shown) if not part[others].any()], np.int64)
+        chosen = weigh(np.flatnonzero(np.isin(np.arange(painted) % self.good, pictures)), real)
         covered = np.tile(self.covered[chosen], (len(self.features.renderings), 1, 1))
         return Painted(self.features.files, self.features.rows_of(chosen), covered)
 
@@ -95,17 +102,36 @@ def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) ->
     return features
 
 
-def paint_samples(job: Job, trunks: Graphs, good: NDArray[np.uint8]) -> PaintedPictures:
-    """Paint defects on good pictures for a method to learn from, and compute their maps; a teacher's too, if any."""
-    pictures = on_disk(job.work / "samples.bin", np.dtype(np.uint8), (wanted(len(good)), *good.shape[1:]))
-    covered = paint_pictures(good, pictures, job.settings.seed, job.clock.ticks("paint samples"))
+def paint_samples(
+    job: Job,
+    trunks: Graphs,
+    good: NDArray[np.uint8],
+    learned: Sequence[LabelledImage],
+    shown: NDArray[np.bool_],
+) -> PaintedPictures:
+    """Paint defects on good pictures for a method to learn from, and compute their maps; a teacher's too, if any.
+
+    Args:
+        job: of the first class.
+        trunks: whose maps.
+        good: pictures of all classes.
+        learned: real defects to learn from, too.
+        shown: bool [len(learned), len(good)], which good pictures show the part of each of these.
+
+    """
+    painted = wanted(len(good))
+    shape = (painted + len(learned), *good.shape[1:])
+    pictures = on_disk(job.work / "samples.bin", np.dtype(np.uint8), shape)
+    covered = paint_pictures(good, pictures[:painted], job.settings.seed, job.clock.ticks("paint samples"))
+    pictures[painted:], real = load_defects(learned, job.spec, job.work / "defects.bin")
+    covered = np.concatenate([covered, real])
     teacher = None
     levels = find_method(job.settings.method, job.backbone).teacher_levels
     if levels:
         own: Graphs = {"float": export_trunk(job.backbone.build(levels, job.spec.height), job.spec.height)}
-        painted = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, len(good))
-        teacher = TeacherPictures(extract(job, own, good, "teacher's features"), painted)
-    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good), teacher)
+        odd = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, len(good), shown=shown)
+        teacher = TeacherPictures(extract(job, own, good, "teacher's features"), odd)
+    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good), teacher, shown)
 
 
 def fit_heads(

@@ -25,13 +25,14 @@ from compile.anomaly_graph import AnomalyGraph
 from compile.backbones.choice import Backbone, find_backbone
 from compile.bundle_writer import SIZE_BUDGET, check_writable, replacing, report_path, to_json, write_bundle
 from compile.classes import class_names, joint_source, read_classes
-from compile.data import FEWEST_PARTS, DataError, DataSet, Skipped
+from compile.data import FEWEST_PARTS, DataError, DataSet, LabelledImage, Skipped
 from compile.evidence import Evidence, per_class
 from compile.features import load_pictures
 from compile.fitting import one_thread
 from compile.golden import Inputs, golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
+from compile.learned_defects import draw_defects, shows_same_part
 from compile.methods.registry import Method, find_method
 from compile.model import Heads, export_graphs, extract, fit_heads, paint_samples, render_trunks
 from compile.precision import CalibrationRecord
@@ -86,7 +87,7 @@ class Good:
     pictures: NDArray[np.uint8]  # [n, H, W, 3], on disk
     classes: NDArray[np.int64]  # [n]
     groups: NDArray[np.int64]  # [n], the physical part of each, numbered over all classes
-    names: list[str]
+    paths: list[Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
     with one_thread():
         with clock.step("read"):
             classes = read_classes(settings.folders, settings.group_by, clock.ticks("read files"))
+            if count := settings.learn_defects:
+                classes = [draw_defects(data, count, settings.seed, settings.group_by) for data in classes]
             source = joint_source(classes)
             key = work_key(settings, classes, backbone, _machine())
         with clock.step("size"):
@@ -169,7 +172,7 @@ def _compile(jobs: list[Job]) -> Compiled:
     painted_samples = None
     if method.painted:
         with step("samples"):
-            painted_samples = paint_samples(job, trunks, good.pictures)
+            painted_samples = paint_samples(job, trunks, good.pictures, *_learned(jobs, good))
     with step("fit"):
         heads = fit_heads(job, features, plan, painted_samples, good.classes if len(jobs) > 1 else None)
     with step("export"):
@@ -180,7 +183,7 @@ def _compile(jobs: list[Job]) -> Compiled:
         for each, own in zip(jobs, plans, strict=True):
             with _of_class(each):
                 held = set_thresholds(each, features, own, heads, good.groups)
-            each.evidence.good_names = [good.names[i] for i in held]
+            each.evidence.good_names = [good.paths[i].name for i in held]
             warn_of_outliers(each.evidence)
     with step("prove"):
         made = Made(good, trunks, heads, AnomalyGraph(trunk, heads.shipped), graphs)
@@ -250,7 +253,7 @@ def _load_good(jobs: list[Job]) -> Good:
     numbers = np.repeat(np.arange(len(jobs)), [len(each.evidence.data.good) for each in jobs])
     parts = np.concatenate([each.evidence.data.groups for each in jobs])
     _, groups = np.unique(np.stack([numbers, parts]), axis=1, return_inverse=True)
-    good = Good(pictures, numbers[kept], groups.reshape(-1)[kept], [paths[i].name for i in kept])
+    good = Good(pictures, numbers[kept], groups.reshape(-1)[kept], [paths[i] for i in kept])
     for number, each in enumerate(jobs):
         data = each.evidence.data
         mine = set(data.good)
@@ -262,6 +265,14 @@ def _load_good(jobs: list[Job]) -> Good:
                 "are needed. Add good parts, or say with --group-by which images show the same one."
             )
     return good
+
+
+def _learned(jobs: list[Job], good: Good) -> tuple[list[LabelledImage], NDArray[np.bool_]]:
+    """Give the labelled defects of all classes to learn from, and which good pictures show the part of each."""
+    drawn = [(each.evidence.data, image) for each in jobs for image in each.evidence.data.learned]
+    group_by = jobs[0].settings.group_by
+    shown = [shows_same_part(data, image, good.paths, group_by) for data, image in drawn]
+    return [image for _, image in drawn], np.array(shown, bool).reshape(len(drawn), len(good.paths))
 
 
 def _load_test(job: Job) -> Test | None:
@@ -318,9 +329,10 @@ def _write(
             "onnxruntime": version("onnxruntime"),
             "seed": wanted.seed,
             "fit_steps": found.fit_steps,
-            "good_pictures": len(good.names),
+            "good_pictures": len(good.paths),
             "good_parts": int(np.unique(good.groups).size),
             "group_by": wanted.group_by,
+            "learned_defects": [f"{image.kind}/{image.path.name}" for each in classes for image in each.data.learned],
             "split": per_class(classes, lambda each: each.split),
             "image_size": found.size.explanation,
         },

@@ -56,7 +56,7 @@ def paint_pictures(
             image, region = _defect(image, good, rng)
             mask |= region
         into[number] = image
-        covered.append(_cells(mask))
+        covered.append(cells(mask))
         if tick:
             tick(number + 1, len(into))
     return np.stack(covered)
@@ -134,10 +134,11 @@ def _elsewhere(donor: Image, rng: np.random.Generator) -> NDArray[np.float32]:
     return 255 - enlarged if rng.random() < 0.3 else enlarged
 
 
-def _cells(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def cells(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Bring a mask [S, S] to the share of each cell [S / 4, S / 4] that it covers; they lie as in `paint_pictures`."""
     half = STRIDE // 2
     moved = np.zeros(mask.shape, np.float32)
     moved[half:, half:] = mask[:-half, :-half]
     height, width = mask.shape[0] // STRIDE, mask.shape[1] // STRIDE
-    cells: NDArray[np.float32] = moved.reshape(height, STRIDE, width, STRIDE).mean((1, 3))
-    return cells
+    covered: NDArray[np.float32] = moved.reshape(height, STRIDE, width, STRIDE).mean((1, 3))
+    return covered

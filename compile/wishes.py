@@ -33,6 +33,17 @@ def check_side(side: int, backbone: Backbone) -> None:
         raise WishError(f"--size {side}: give a multiple of {backbone.step} from {smallest} to {largest}.")
 
 
+def check_learn_defects(count: int) -> None:
+    """Refuse a number of labelled defects that is none.
+
+    Raises:
+        WishError: it is below 0.
+
+    """
+    if count < 0:
+        raise WishError(f"--learn-defects {count}: give how many labelled defects to learn from, or 0 for none.")
+
+
 def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
     """Refuse wishes that make no sense whatever the data, and give the method.
 
@@ -64,6 +75,13 @@ def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
         raise WishError(
             f"--budget-ms {budget:g}: what --method {wanted.method} takes is known only once it is fitted. Choose "
             "--size instead, and look at the times in the report."
+        )
+    check_learn_defects(wanted.learn_defects)
+    if wanted.learn_defects and not method.painted:
+        able = ", ".join(name for name, each in METHODS.items() if each.painted)
+        raise WishError(
+            f"--learn-defects {wanted.learn_defects}: --method {wanted.method} learns nothing from defects. Take one "
+            f"that does ({able}), or leave the option out."
         )
     if wanted.more:
         _check_classes(wanted, method)

@@ -47,6 +47,7 @@ def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone,
     wishes = {name: str(value) for name, value in asdict(settings).items() if name not in IRRELEVANT}
     code = sorted(Path(__file__).parent.rglob("*.py"))
     pictures = [file for data in classes for file in (*data.good, *(image.path for image in data.test))]
+    pictures += [file for data in classes for each in data.learned for file in (each.path, each.mask) if file]
     about = {
         "wishes": wishes,
         "pictures": [(str(file), _digest(file)) for file in pictures],

@@ -35,6 +35,10 @@ def bench(  # noqa: PLR0917 - the command line
     ] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
     seeds: Annotated[int, typer.Option(help="Fits of each method on each data set.")] = 1,
+    learn_defects: Annotated[
+        int,
+        typer.Option(help="Labelled defects to learn from, for methods that do; they leave the test of all."),
+    ] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.txt, bench.csv, maps.html.")] = Path(
         "out/bench"
     ),
@@ -47,7 +51,7 @@ def bench(  # noqa: PLR0917 - the command line
         names = known if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
         output.mkdir(parents=True, exist_ok=True)  # before the hours of work
         side = trunk.usual_side if size is None else size
-        results = run_bench(Wanted(data, names, side, seeds, backbone=backbone), tick)
+        results = run_bench(Wanted(data, names, side, seeds, backbone=backbone, learn_defects=learn_defects), tick)
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)
     print_results(console, results)
     files = write_results(results, output, console.export_text())

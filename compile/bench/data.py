@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -14,14 +15,15 @@ from numpy.typing import NDArray
 from compile.backbones.choice import Backbone, Level
 from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, read_data, read_image
 from compile.evaluate import load_masks
-from compile.features import Features, load_pictures, on_disk
+from compile.features import Features, Rows, load_pictures, on_disk
 from compile.job import Progress
+from compile.learned_defects import draw_defects, load_defects, weigh
 from compile.methods.registry import Samples
 from compile.metrics import MaskRule, Masks
 from compile.pseudo_defects import paint_pictures, wanted
 from edge.bundle import Input
 
-PAINT_SEED = 0
+PAINT_SEED = DRAW_SEED = 0
 RULES: tuple[MaskRule, ...] = ("paper_nonzero", "half")
 Maps = dict[Level, NDArray[np.float32]]  # [n, C, h, w] each
 
@@ -34,8 +36,9 @@ class Labelled:
     backbone: Backbone
     size: int
     train: Maps  # of good pictures
-    painted: Maps  # of good pictures with painted defects; empty where no method wants them
+    painted: Maps  # of good pictures with painted defects, then of real ones; empty where no method wants them
     covered: NDArray[np.float32] | None  # where they are painted
+    learned: int  # real defects among them
     test: Maps
     images: list[LabelledImage]  # of the test
     pictures: NDArray[np.uint8]  # [n, size, size, 3], of the test
@@ -52,13 +55,23 @@ class Labelled:
 
     def samples(self, levels: Sequence[Level], teacher: Sequence[Level] = ()) -> Samples:
         """What a method of these levels is fitted on, and its teacher of those."""
-        painted = [self.painted[level] for level in levels] if self.painted else []
+        good = [self.train[level] for level in levels]
         taught = self.samples(teacher) if teacher else None
-        return Samples([self.train[level] for level in levels], painted, self.covered, teacher=taught)
+        if self.covered is None:
+            return Samples(good, teacher=taught)
+        rows = np.arange(len(self.covered))
+        rows = weigh(rows[: len(rows) - self.learned], rows[len(rows) - self.learned :])
+        painted = [cast("NDArray[np.float32]", Rows(self.painted[level], rows)) for level in levels]
+        return Samples(good, painted, self.covered[rows], teacher=taught)
 
 
-def read_labelled(folder: Path, progress: Progress) -> DataSet:
+def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0) -> DataSet:
     """Read a folder of MVTec style, and refuse what cannot be compared on.
+
+    Args:
+        folder: with labels.
+        progress: told what is done.
+        learn_defects: how many labelled defects leave the test, for the methods that learn from them.
 
     Raises:
         DataError: no such folder, too few pictures, only one kind of test pictures, a mask of another size.
@@ -69,6 +82,9 @@ def read_labelled(folder: Path, progress: Progress) -> DataSet:
     check_kinds(folder, data.test)
     for image in data.test:
         _check_mask(image)
+    if learn_defects:
+        data = draw_defects(data, learn_defects, DRAW_SEED)
+        check_kinds(folder, data.test, f", once {learn_defects} are learned from with what shows the same parts")
     return data
 
 
@@ -114,11 +130,13 @@ def load_labelled(
     covered = None
     if paint:
         (work / "painted").mkdir()
-        shape = (wanted(len(pictures["train"])), size, size, 3)
-        pictures["painted"] = on_disk(work / "painted" / "pictures.bin", np.dtype(np.uint8), shape)
-        covered = paint_pictures(
-            pictures["train"], pictures["painted"], PAINT_SEED, partial(progress, f"{name}: paint")
+        painted = wanted(len(pictures["train"]))
+        odd = on_disk(
+            work / "painted" / "pictures.bin", np.dtype(np.uint8), (painted + len(data.learned), size, size, 3)
         )
+        covered = paint_pictures(pictures["train"], odd[:painted], PAINT_SEED, partial(progress, f"{name}: paint"))
+        odd[painted:], real = load_defects(data.learned, spec, work / "painted" / "defects.bin")
+        pictures["painted"], covered = odd, np.concatenate([covered, real])
     for part, each in pictures.items():
         features = Features(work / part, ["float"])
         if len(each):
@@ -137,6 +155,7 @@ def load_labelled(
         maps["train"],
         maps.get("painted", {}),
         covered,
+        len(data.learned),
         maps["test"],
         images,
         pictures["test"],
@@ -145,7 +164,7 @@ def load_labelled(
     )
 
 
-def check_kinds(folder: Path, images: Sequence[LabelledImage]) -> None:
+def check_kinds(folder: Path, images: Sequence[LabelledImage], when: str = "") -> None:
     """Refuse a data set on which nothing can be compared.
 
     Raises:
@@ -155,8 +174,8 @@ def check_kinds(folder: Path, images: Sequence[LabelledImage]) -> None:
     defective = sum(image.defective for image in images)
     if not 0 < defective < len(images):
         raise DataError(
-            f"{folder}: {len(images) - defective} good and {defective} defective test pictures that can be read: both "
-            "kinds are needed to compare methods. Put them into test/good and test/<kind of defect>."
+            f"{folder}: {len(images) - defective} good and {defective} defective test pictures that can be read{when}: "
+            "both kinds are needed to compare methods. Put them into test/good and test/<kind of defect>."
         )
 
 

@@ -1,4 +1,7 @@
-"""Compare methods on labelled data sets: the same pictures, trunk, size and metrics for all, no labels in any fit."""
+"""Compare methods on labelled data sets: the same pictures, trunk, size and metrics for all.
+
+No labels are in any fit but those of defects that were drawn to learn from and left the test of all methods.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from compile.methods.registry import Method, UnknownMethodError, find_method, fi
 from compile.metrics import Difference, MaskRule
 from compile.parity import Scored
 from compile.trunk_graph import export_trunk, map_names
-from compile.wishes import WishError, check_side
+from compile.wishes import WishError, check_learn_defects, check_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Wanted:
     seeds: int = 1
     fit_steps: int | None = None  # the method's own number
     backbone: str = DEFAULT.name
+    learn_defects: int = 0  # labelled ones, which leave the test of all methods
 
 
 class Row(NamedTuple):
@@ -73,6 +77,7 @@ def check_wanted(wanted: Wanted, backbone: Backbone) -> dict[str, Method]:
 
     """
     check_side(wanted.size, backbone)
+    check_learn_defects(wanted.learn_defects)
     if wanted.seeds < 1:
         raise WishError(f"--seeds {wanted.seeds}: at least 1.")
     for what, values in (("--methods", list(wanted.methods)), ("DATA", [p.resolve().name for p in wanted.data])):
@@ -97,7 +102,8 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     """
     backbone = find_backbone(wanted.backbone)
     methods = check_wanted(wanted, backbone)
-    sets = [read_labelled(folder, progress) for folder in wanted.data]  # what is wrong shows before the work
+    # what is wrong shows before the work
+    sets = [read_labelled(folder, progress, wanted.learn_defects) for folder in wanted.data]
     union: tuple[Level, ...] = tuple(
         sorted({level for method in methods.values() for level in (*method.levels, *method.teacher_levels)})
     )

@@ -32,7 +32,8 @@ def print_results(console: Console, results: Results) -> None:
     for data, (good, defective) in results.test.items():
         rows = [row for row in results.rows if row.data == data]
         seeds = f"{wanted.seeds} seed{'s' if wanted.seeds > 1 else ''}"
-        title = f"{data}: {wanted.size} px, {good} good and {defective} defective test pictures, {seeds}"
+        learned = f", {wanted.learn_defects} defects learned from" if wanted.learn_defects else ""
+        title = f"{data}: {wanted.size} px, {good} good and {defective} defective test pictures, {seeds}{learned}"
         for rule in RULES:
             _print_table(console, f"{title}\n{RULE_WORDS[rule]}", rows, rule)
             if len(rows) > 1:
@@ -51,7 +52,7 @@ def to_csv(results: Results, **more: str) -> str:
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{name}{end}" for name in FIGURES for end in ("", " spread", " difference", " low", " high")]
     costs = ["fit_s", "parameters", "macs", "latency_ms", "memory_mb"]
-    writer.writerow(["data", "size_px", "mask_rule", "method", "seeds", *figures, *costs, *more])
+    writer.writerow(["data", "size_px", "mask_rule", "method", "seeds", "learned_defects", *figures, *costs, *more])
     for row in results.rows:
         for rule in RULES:
             cells: list[object] = []
@@ -62,8 +63,9 @@ def to_csv(results: Results, **more: str) -> str:
                 cells += ["" if number is None else f"{number:.5f}" for number in numbers]
             cost = row.cost
             cells += [f"{row.fit_s:.2f}", cost.parameters, cost.macs, f"{cost.latency_ms:.3f}", f"{cost.memory_mb:.1f}"]
-            seeds = results.wanted.seeds
-            writer.writerow([row.data, results.wanted.size, rule, row.method, seeds, *cells, *more.values()])
+            wanted = results.wanted
+            names = [row.data, wanted.size, rule, row.method, wanted.seeds, wanted.learn_defects]
+            writer.writerow([*names, *cells, *more.values()])
     return text.getvalue()
 
 
@@ -72,6 +74,7 @@ def to_json(results: Results) -> dict[str, object]:
     return {
         "size": results.wanted.size,
         "seeds": results.wanted.seeds,
+        "learned_defects": results.wanted.learn_defects,
         "test": {data: {"good": good, "defective": bad} for data, (good, bad) in results.test.items()},
         "remarks": results.remarks,
         "rows": [_row_json(row) for row in results.rows],

@@ -37,6 +37,37 @@ def fit_loudness(samples, seed, steps, progress) -> Loudness:
 
 
 @pytest.mark.slow
+def test_defects_that_one_method_learns_from_leave_the_test_of_all(mvtec: Path, tmp_path, monkeypatch, capsys) -> None:
+    given = []
+
+    def fit(samples, seed, steps, progress) -> Loudness:
+        given.append(samples)
+        return fit_loudness(samples, seed, steps, progress)
+
+    monkeypatch.setitem(METHODS, "learning", Method("learning", fit, levels=(16,), top=0.0, painted=True))
+    monkeypatch.setitem(METHODS, "quiet", Method("quiet", fit_loudness, levels=(16,), top=0.0))
+    monkeypatch.setattr("compile.bench.data.wanted", lambda good: 8)
+    wishes = ["--methods", "quiet,learning", "--size", "128", "-o", str(tmp_path), "--json"]
+    assert main(["bench", str(mvtec), *wishes, "--learn-defects", "3"]) == OK
+    told = json.loads(capsys.readouterr().out)
+    assert told["test"]["wall"]["defective"] == 7
+    assert told["learned_defects"] == 3
+    assert any("3 labelled defect(s) were drawn by seed 0" in each for each in told["remarks"]["wall"])
+    assert ", 3 defects learned from" in (tmp_path / "bench.txt").read_text()
+    rows = list(csv.DictReader((tmp_path / "bench.csv").read_text().splitlines()))
+    assert {row["learned_defects"] for row in rows} == {"3"}
+    (samples,) = given
+    assert samples.painted[0].shape == (8 + 2 * 3, 112, 8, 8)
+    assert samples.covered.shape == (14, 32, 32)
+    assert np.array_equal(samples.covered[8:11], samples.covered[11:])
+    assert np.array_equal(samples.painted[0][[8, 9, 10]], samples.painted[0][[11, 12, 13]])
+    assert (samples.covered[8:].max((1, 2)) == 1).all()
+    code, said = refused(capsys, mvtec, *wishes[:-1], "--learn-defects", "10")
+    assert (code, "0 defective test pictures that can be read, once 10 are learned from" in said) == (FAILED, True), (
+        said
+    )
+
+
 @pytest.mark.slow
 def test_a_method_that_learns_from_painted_defects_is_given_some(mvtec: Path, monkeypatch) -> None:
     given = []
@@ -136,6 +167,7 @@ def refused(capsys, *arguments: object) -> tuple[int, str]:
         (["--methods", "varad,patchcore,varad"], "--methods: 'varad' was given twice"),
         (["--size", "100"], "--size 100: give a multiple of 32 from 128 to 1024"),
         (["--seeds", "0"], "--seeds 0: at least 1"),
+        (["--learn-defects", "-1"], "--learn-defects -1: give how many"),
     ],
 )
 def test_wishes_that_make_no_sense_are_said_before_anything_is_read(tmp_path: Path, capsys, *, wish, words) -> None:

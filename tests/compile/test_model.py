@@ -166,6 +166,18 @@ def test_no_fit_sees_a_defect_painted_on_a_part_that_it_must_not_know(tmp_path: 
     assert found.covered.ravel().tolist() == [0, 2, 3, 0, 2, 3]
 
 
+def test_no_fit_sees_a_real_defect_of_a_part_that_it_must_not_know(tmp_path: Path) -> None:
+    features = Features(tmp_path, ["float"])
+    features.pictures = 6
+    features.maps = [on_disk(features._path(0), np.dtype(np.float32), (6, 1, 1, 1))]
+    covered = np.arange(6, dtype=np.float32)[:, None, None]
+    shown = np.array([[False, True, False], [True, False, True], [False, False, False]])
+    painted = PaintedPictures(features, covered, good=3, shown=shown)  # rows 3, 4 and 5 are real
+    assert set(painted.on(np.array([0, 2])).rows) == {0, 2, 4, 5}
+    assert set(painted.on(np.array([0, 1])).rows) == {0, 1, 3, 5}
+    assert set(painted.on(np.array([1])).covered.ravel()) == {1, 3, 5}
+
+
 def test_held_out_pictures_take_no_part_in_the_deviations(tmp_path: Path) -> None:
     order = np.arange(PARTS)
     plan = SplitPlan([(order[:20], order[20:])], cross_fitted=False, words="")

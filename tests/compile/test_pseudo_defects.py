@@ -50,7 +50,7 @@ def test_cells_lie_where_the_trunks_maps_have_theirs() -> None:
     mask[14:18, 6:10] = True  # centred on 16 and 8: cells 4 and 2 of stride 4
     expected = np.zeros((8, 8))
     expected[4, 2] = 1
-    assert np.array_equal(pseudo_defects._cells(mask), expected)
+    assert np.array_equal(pseudo_defects.cells(mask), expected)
 
 
 def test_a_seed_gives_the_same_pictures(good: NDArray[np.uint8]) -> None:

@@ -29,6 +29,7 @@ PLAIN = Settings(Path("data"), Path("x.bundle"))
         *(("seed", seed, "--seed") for seed in (-5, 2**32)),
         ("fit_steps", 19, "--fit-steps"),
         ("group_by", "(", "--group-by"),
+        ("learn_defects", -1, "--learn-defects"),
     ],
 )
 def test_a_wish_that_makes_no_sense_is_refused_with_its_value(field: str, value: object, option: str) -> None:
@@ -49,6 +50,12 @@ def test_a_budget_is_refused_where_nobody_knows_what_the_head_takes() -> None:
         check_wishes(wanted)
     check_wishes(replace(wanted, size=256))
     check_wishes(replace(wanted, method="varad"))
+
+
+def test_a_method_that_learns_nothing_from_defects_refuses_them() -> None:
+    with pytest.raises(WishError, match=r"--learn-defects 3: --method varad learns nothing .*inp-former-pp"):
+        check_wishes(replace(PLAIN, learn_defects=3))
+    check_wishes(replace(PLAIN, learn_defects=3, method="inp-former-pp"))
 
 
 @pytest.mark.parametrize("group_by", ["near-duplicates", "folder", r"part-(\d+)"])
