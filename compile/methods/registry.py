@@ -135,7 +135,9 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
     """
     methods = BY_FAMILY[backbone.family]
     if name.startswith(TAUGHT) and backbone.family == "lite":
-        return _student(find_method(name.removeprefix(TAUGHT), backbone))
+        name = name.removeprefix(TAUGHT)
+        if name in methods:
+            return _student(find_method(name, backbone))
     if name not in methods:
         others = [FAMILIES[family] for family, known in BY_FAMILY.items() if name in known]
         why = f"method {name!r} is for {others[0]}, and {backbone.name} is none" if others else f"no method {name!r}"

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
+from typer import BadParameter
 
 from compile.anomaly_graph import AnomalyHead
+from compile.command import _taught
 from compile.export import export
 from compile.methods import FitError
 from compile.methods.distil import Lesson, fit_student, teach
@@ -144,8 +146,16 @@ def test_any_method_may_teach_and_the_student_takes_its_own_strides() -> None:
     assert method.levels == (8, 16)
     assert method.teacher_levels == (8, 16, 32)
     assert "INP-Former++" in method.title
-    with pytest.raises(UnknownMethodError, match="no method 'nobody'"):
-        find_method(f"{TAUGHT}nobody")
+    for nobody in ("nobody", f"{TAUGHT}grnr"):  # a student teaches nobody
+        with pytest.raises(UnknownMethodError, match=f"no method '{nobody}'"):
+            find_method(f"{TAUGHT}{nobody}")
+
+
+def test_varad_alone_can_be_taught() -> None:
+    assert _taught("varad", "grnr") == f"{TAUGHT}grnr"
+    assert _taught("pnpt", "") == "pnpt"
+    with pytest.raises(BadParameter, match="varad alone"):
+        _taught("pnpt", "grnr")
 
 
 def test_the_registry_fits_the_teacher_first(monkeypatch: pytest.MonkeyPatch) -> None:
