@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage import data
+from torch import Tensor, nn
 
 from compile.data import DataError, DataSet, LabelledImage, read_data
 from compile.learned_defects import SHARE, draw_defects, load_defects, shows_same_part, weigh
-from edge.bundle import Input, Source
+from compile.methods.registry import METHODS, Method, Samples
+from edge.bundle import Input, Source, read_bundle
 from edge.cli import OK, main
 
 SOURCE = Source(height=(64, 64), width=(64, 64), channels=3, white=255)
@@ -132,14 +136,43 @@ def test_real_defects_weigh_as_much_however_many_are_painted(painted: int, learn
     assert np.array_equal(weigh(np.arange(painted), np.arange(0)), np.arange(painted))
 
 
+class Oddness(nn.Module):
+    """How far each cell's features lie from their mean over the good pictures."""
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor]:
+        return ((features[0] - self.mean).abs().mean(1),)
+
+
 @pytest.mark.slow
 def test_a_bundle_learns_from_drawn_defects_and_is_not_judged_on_them(
     labelled: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
+    given = []
+
+    def fit(samples: Samples, *_: object) -> nn.Module:
+        given.append(samples)
+        good = samples.good[0][np.arange(samples.good[0].shape[0])]
+        return Oddness(torch.from_numpy(good.mean(0, keepdims=True)))
+
+    monkeypatch.setitem(METHODS, "learning", Method("learning", fit, levels=(16,), painted=True))
+    monkeypatch.setattr("compile.proof.PAINTED", 8)
     monkeypatch.setattr("compile.model.wanted", lambda good: good)
-    wishes = ["--method", "inp-former-pp", "--size", "128", "--fit-steps", "20", "--learn-defects", "4", "--json"]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # one process: the fit is this one
+    wishes = ["--method", "learning", "--size", "128", "--learn-defects", "4", "--json"]
     assert main(["compile", str(labelled), "-o", str(tmp_path / "moon.bundle"), *wishes]) == OK
     told = json.loads(capsys.readouterr().out)
     assert told["parity"]["test"][0]["defective"] == 16 - 6
     assert told["parity"]["test"][0]["good"] == 12 - 2
     assert any("4 labelled defect(s) were drawn" in remark for remark in told["remarks"])
+    assert len(given) == 6
+    for samples in given:
+        renderings = 3
+        painted = samples.good[0].shape[0] // renderings
+        learned = samples.covered.shape[0] // renderings - painted
+        assert learned == 4 * math.ceil(painted / 2 / 4)
+        assert samples.painted[0].shape[0] == samples.covered.shape[0]
+    assert len(read_bundle(tmp_path / "moon.bundle").manifest.provenance["learned_defects"]) == 4
