@@ -8,6 +8,8 @@ from pathlib import Path
 from compile.data import DataError, DataSet, read_data
 from edge.bundle import Source
 
+EIGHT_BITS = 255
+
 
 def class_names(folders: Sequence[Path]) -> list[str]:
     """Name each class; nothing where there is only one."""
@@ -36,14 +38,14 @@ def joint_source(classes: Sequence[DataSet]) -> Source:
     """Describe the frames of all classes.
 
     Raises:
-        DataError: classes differ in channels or white.
+        DataError: classes differ in channels or bits.
 
     """
     first = classes[0]
     for other in classes[1:]:
-        formats = [(data.source.channels, data.source.white) for data in (first, other)]
+        formats = [(data.source.channels, 8 if data.source.white == EIGHT_BITS else 16) for data in (first, other)]
         if formats[0] != formats[1]:
-            words = [f"{channels} channel(s) with white at {white}" for channels, white in formats]
+            words = [f"{channels} channel(s) of {bits} bits" for channels, bits in formats]
             raise DataError(
                 f"{first.folder} has images of {words[0]}, {other.folder} of {words[1]}. The classes of a bundle are "
                 "seen by one camera: bring them to one format, or compile a bundle each."
@@ -51,4 +53,5 @@ def joint_source(classes: Sequence[DataSet]) -> Source:
     sources = [data.source for data in classes]
     low = [min(getattr(each, side)[0] for each in sources) for side in ("height", "width")]
     high = [max(getattr(each, side)[1] for each in sources) for side in ("height", "width")]
-    return first.source.model_copy(update={"height": (low[0], high[0]), "width": (low[1], high[1])})
+    white = max(each.white for each in sources)  # a dark class must look dark
+    return first.source.model_copy(update={"height": (low[0], high[0]), "width": (low[1], high[1]), "white": white})

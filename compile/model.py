@@ -40,20 +40,21 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class PaintedPictures:
-    """Maps of pictures with painted defects, the i-th painted on good picture i, then round again; then real ones."""
+    """Maps of pictures with painted defects, then of real ones."""
 
     features: Features
     covered: NDArray[np.float32]
-    good: int  # pictures
+    sources: NDArray[np.int64]  # [painted ones, k], the good pictures that each shows something of; -1 for none
     teacher: TeacherPictures | None = None  # for a student
     shown: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))  # [real ones, good], the same part
 
     def on(self, pictures: NDArray[np.int64]) -> Painted:
-        """Those painted on some of the good pictures, and the real ones that show the part of no other."""
-        painted = len(self.covered) - len(self.shown)
-        others = np.setdiff1d(np.arange(self.good), pictures)
+        """Those that show nothing but some of the good pictures, and the real ones that show the part of no other."""
+        painted = len(self.sources)
+        others = np.setdiff1d(np.arange(self.shown.shape[1]), pictures)
+        own = (np.isin(self.sources, pictures) | (self.sources < 0)).all(1)
         real = painted + np.array([i for i, part in enumerate(self.shown) if not part[others].any()], np.int64)
-        chosen = weigh(np.flatnonzero(np.isin(np.arange(painted) % self.good, pictures)), real)
+        chosen = weigh(np.flatnonzero(own), real)
         covered = np.tile(self.covered[chosen], (len(self.features.renderings), 1, 1))
         return Painted(self.features.files, self.features.rows_of(chosen), covered)
 
@@ -122,16 +123,16 @@ def paint_samples(
     painted = wanted(len(good))
     shape = (painted + len(learned), *good.shape[1:])
     pictures = on_disk(job.work / "samples.bin", np.dtype(np.uint8), shape)
-    covered = paint_pictures(good, pictures[:painted], job.settings.seed, job.clock.ticks("paint samples"))
+    covered, sources = paint_pictures(good, pictures[:painted], job.settings.seed, job.clock.ticks("paint samples"))
     pictures[painted:], real = load_defects(learned, job.spec, job.work / "defects.bin")
     covered = np.concatenate([covered, real])
     teacher = None
     levels = find_method(job.settings.method, job.backbone).teacher_levels
     if levels:
         own: Graphs = {"float": export_trunk(job.backbone.build(levels, job.spec.height), job.spec.height)}
-        odd = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, len(good), shown=shown)
+        odd = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, sources, shown=shown)
         teacher = TeacherPictures(extract(job, own, good, "teacher's features"), odd)
-    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, len(good), teacher, shown)
+    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, sources, teacher, shown)
 
 
 def fit_heads(

@@ -119,9 +119,9 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
             if count := settings.learn_defects:
                 classes = [draw_defects(data, count, settings.seed, settings.group_by) for data in classes]
             source = joint_source(classes)
-            key = work_key(settings, classes, backbone, _machine())
         with clock.step("size"):
             size = _size(settings, max(data.longer_side for data in classes), backbone, method)
+        key = work_key(settings, classes, backbone, size.size, _machine())
         spec = Input(height=size.size, width=size.size, source=source)
         with working_folder(work_path(settings.output), key) as folder:
             jobs = []

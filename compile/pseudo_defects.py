@@ -33,8 +33,8 @@ def wanted(good: int) -> int:
 
 def paint_pictures(
     good: Image, into: Image, seed: int, tick: Callable[[int, int], None] | None = None
-) -> NDArray[np.float32]:
-    """Paint defects on good pictures in turn.
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Paint defects on good pictures in turn, or on evenly many of them where there are more than are wanted.
 
     Args:
         good: uint8 [n, S, S, 3] RGB.
@@ -44,26 +44,31 @@ def paint_pictures(
 
     Returns:
         float32 [m, S / 4, S / 4]: the share of each cell that is painted. The cells lie where the trunk's maps have
-        theirs, centred on the left and upper edge of their span.
+        theirs, centred on the left and upper edge of their span. And int64 [m, 3]: the good pictures that each shows
+        something of, the one that it is painted on first; -1 for none.
 
     """
-    rng = np.random.default_rng(seed)
     covered = []
+    sources = np.full((len(into), 3), -1)
     for number in range(len(into)):
-        image = np.array(good[number % len(good)])
+        own = number % len(good) if len(into) >= len(good) else number * len(good) // len(into)
+        sources[number, 0] = own
+        rng = np.random.default_rng([seed, number])
+        image = np.array(good[own])
         mask = np.zeros(image.shape[:2], bool)
-        for _ in range(1 + int(rng.random() < SECOND)):
-            image, region = _defect(image, good, rng)
+        for turn in range(1 + int(rng.random() < SECOND)):
+            donor = int(rng.integers(len(good)))
+            sources[number, 1 + turn] = donor
+            image, region = _defect(image, np.array(good[donor]), rng)
             mask |= region
         into[number] = image
         covered.append(cells(mask))
         if tick:
             tick(number + 1, len(into))
-    return np.stack(covered)
+    return np.stack(covered), sources
 
 
-def _defect(image: Image, good: Image, rng: np.random.Generator) -> tuple[Image, NDArray[np.bool_]]:
-    donor = np.array(good[int(rng.integers(len(good)))])
+def _defect(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, NDArray[np.bool_]]:
     if rng.random() < REGIONS:
         return _region(image, donor, rng)
     side = len(image)

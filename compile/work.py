@@ -19,8 +19,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 from compile.backbones.choice import Backbone
 from compile.bundle_writer import replacing
@@ -28,9 +30,12 @@ from compile.data import DataSet
 from compile.job import Settings
 from edge.errors import BeltlineError
 
-KEY = "key"  # the file that makes it a working folder
+KEY = ".beltline-work"  # the file that makes it a working folder
 IRRELEVANT = ("output", "name", "version")  # wishes that change no work
-LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy", "accelerate")
+LIBRARIES = (
+    *("torch", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "scipy", "accelerate"),
+    *("transformers", "safetensors", "simplejpeg"),
+)
 
 
 class WorkError(BeltlineError):
@@ -42,10 +47,11 @@ def work_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.work")
 
 
-def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone, machine: str) -> str:
-    """SHA-256 of everything that the work follows from."""
+def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone, side: int, machine: str) -> str:
+    """SHA-256 of everything that the work follows from; the `side` of the graph may follow from a measured time."""
     wishes = {name: str(value) for name, value in asdict(settings).items() if name not in IRRELEVANT}
-    code = sorted(Path(__file__).parent.rglob("*.py"))
+    root = Path(__file__).parent.parent
+    code = sorted(file for room in ("compile", "calibration", "edge") for file in (root / room).rglob("*.py"))
     pictures = [file for data in classes for file in (*data.good, *(image.path for image in data.test))]
     pictures += [file for data in classes for each in data.learned for file in (each.path, each.mask) if file]
     about = {
@@ -54,8 +60,10 @@ def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone,
         "groups": [data.groups.tolist() for data in classes],
         "code": [_digest(file) for file in code],
         "backbone": backbone.digest(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "side": side,
+        "libraries": {name: _version(name) for name in LIBRARIES},
         "machine": [machine, platform.machine(), sys.version],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
@@ -79,9 +87,9 @@ def working_folder(folder: Path, key: str) -> Iterator[Path]:
         except KeyboardInterrupt:
             raise
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     finally:
         os.close(lock)
 
@@ -111,13 +119,34 @@ def _clear(folder: Path, key: str) -> None:
         raise WorkError(f"{folder}: is no working folder of a compilation. Move it, or choose another -o.")
     if file.is_file() and file.read_text("utf-8", "replace") == key:
         return
-    for each in found:
+    _empty(folder)
+    with replacing(file, key.encode()):
+        pass
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the mark, which holds no key from the start: killed here, it is a working folder without work."""
+    (folder / KEY).write_text("")
+    for each in folder.iterdir():
+        if each.name == KEY:
+            continue
         if each.is_dir():
             shutil.rmtree(each)
         else:
             each.unlink()
-    with replacing(file, key.encode()):
-        pass
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):
+        _empty(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
 
 
 def _digest(file: Path) -> str:

@@ -134,7 +134,7 @@ def load_labelled(
         odd = on_disk(
             work / "painted" / "pictures.bin", np.dtype(np.uint8), (painted + len(data.learned), size, size, 3)
         )
-        covered = paint_pictures(pictures["train"], odd[:painted], PAINT_SEED, partial(progress, f"{name}: paint"))
+        covered, _ = paint_pictures(pictures["train"], odd[:painted], PAINT_SEED, partial(progress, f"{name}: paint"))
         odd[painted:], real = load_defects(data.learned, spec, work / "painted" / "defects.bin")
         pictures["painted"], covered = odd, np.concatenate([covered, real])
     for part, each in pictures.items():

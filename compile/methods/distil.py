@@ -21,6 +21,7 @@ from torch.nn import functional
 from compile.anomaly_graph import AnomalyHead
 from compile.features import Rows
 from compile.job import Progress
+from compile.methods import FitError
 from compile.methods.descent import batches, descend, device, one_cycle, read
 from compile.methods.student import WIDTH, Student
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
@@ -118,6 +119,11 @@ def fit_student(
         guess = nn.Conv2d(WIDTH, 1 if good.tokens is None else good.tokens.shape[1], 1)  # not shipped
         unit = good.maps.flatten(1).amax(1).median()
         usual = good.scores.median()
+        if not (unit > 0 and usual > 0):
+            raise FitError(
+                "the teacher finds nothing odd in any good picture and so has no scale to teach. Take another teacher, "
+                "more good parts or a larger size."
+            )
         model = nn.ModuleList([student, guess])
         optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], RATE)
 

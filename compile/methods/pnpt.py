@@ -191,15 +191,15 @@ class PNPT(nn.Module):
         sizes = (pool.square().sum(1) + EPS).sqrt()
         return (sample @ (pool / sizes[:, None]).T).argmax(1)
 
-    def tokens(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def embedded(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Hierarchical patch embedding: [B, L, D] per scale, L the same for all."""
         parts = zip(maps, self.patches, self.embed, self.places, strict=True)
         return [embed(unfold(each, patch)) + place for each, patch, embed, place in parts]
 
     def rebuild(self, maps: Sequence[Tensor], classes: Tensor) -> list[Tensor]:
         """Standardised maps, rebuilt from the prompt of their classes and from what attention takes of them."""
-        sample = torch.stack(self.tokens(maps)).sum(0)
-        prompt = torch.stack(self.tokens(self.templates(classes))).sum(0)
+        sample = torch.stack(self.embedded(maps)).sum(0)
+        prompt = torch.stack(self.embedded(self.templates(classes))).sum(0)
         for layer in self.encoder:
             sample, prompt = layer(sample, prompt)
         sample = self.norm_sample(sample)

@@ -134,10 +134,8 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
 
     """
     methods = BY_FAMILY[backbone.family]
-    if name.startswith(TAUGHT) and backbone.family == "lite":
-        name = name.removeprefix(TAUGHT)
-        if name in methods:
-            return _student(find_method(name, backbone))
+    if name.startswith(TAUGHT):
+        return _student(_find_teacher(name.removeprefix(TAUGHT), backbone))
     if name not in methods:
         others = [FAMILIES[family] for family, known in BY_FAMILY.items() if name in known]
         why = f"method {name!r} is for {others[0]}, and {backbone.name} is none" if others else f"no method {name!r}"
@@ -145,6 +143,15 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
     method = methods[name]
     levels = method.levels if backbone.family == "lite" else backbone.groups(method.groups)
     return replace(method, levels=levels)
+
+
+def _find_teacher(name: str, backbone: Backbone) -> Method:
+    if backbone.family != "lite":
+        raise UnknownMethodError(f"a student needs {FAMILIES['lite']}, and {backbone.name} is none.")
+    teachers = [each for each in METHODS if each != "varad"]
+    if name not in teachers:
+        raise UnknownMethodError(f"no method {name!r} that could teach varad. There are: {', '.join(teachers)}.")
+    return find_method(name, backbone)
 
 
 def fit_alone(method: Method, samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:

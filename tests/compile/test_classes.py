@@ -206,5 +206,5 @@ def test_classes_share_one_camera(tmp_path: Path, photographs: NDArray[np.uint8]
     assert joint_source([small]) == small.source
     joint = joint_source([large, small])
     assert (joint.height, joint.width) == ((100, 144), (120, 144))
-    with pytest.raises(DataError, match=r"large has images of 3 channel\(s\) with white at 255, .*grey of 1 channel"):
+    with pytest.raises(DataError, match=r"large has images of 3 channel\(s\) of 8 bits, .*grey of 1 channel"):
         joint_source([large, small, grey])

@@ -17,7 +17,7 @@ from compile.command import _taught
 from compile.export import export
 from compile.methods import FitError
 from compile.methods.distil import Lesson, fit_student, teach
-from compile.methods.registry import METHODS, TAUGHT, Method, Samples, UnknownMethodError, find_method
+from compile.methods.registry import METHODS, TAUGHT, Method, Samples, UnknownMethodError, find_method, fit_alone
 from compile.methods.student import Student
 from compile.onnx_session import open_session
 from compile.tensorrt_build import build, check_allowed
@@ -136,9 +136,9 @@ def test_a_seed_fixes_the_fit_and_touches_nobody_elses() -> None:
 
 def test_a_teacher_that_says_nonsense_ends_the_fit() -> None:
     good, (odd, _) = maps_of(20, 0), spoilt(20, 1)
-    lesson = ask(good)
+    lesson = ask(odd)
     with pytest.raises(FitError, match="diverged"):
-        fit_student(good[:2], odd[:2], replace(lesson, maps=lesson.maps * float("nan")), ask(odd), seed=0, steps=3)
+        fit_student(good[:2], odd[:2], ask(good), replace(lesson, maps=lesson.maps * float("nan")), seed=0, steps=3)
 
 
 def test_any_method_may_teach_and_the_student_takes_its_own_strides() -> None:
@@ -146,9 +146,31 @@ def test_any_method_may_teach_and_the_student_takes_its_own_strides() -> None:
     assert method.levels == (8, 16)
     assert method.teacher_levels == (8, 16, 32)
     assert "INP-Former++" in method.title
-    for nobody in ("nobody", f"{TAUGHT}grnr"):  # a student teaches nobody
+    for nobody in ("nobody", f"{TAUGHT}grnr", "varad"):  # a student teaches nobody, and VarAD not itself
         with pytest.raises(UnknownMethodError, match=f"no method '{nobody}'"):
             find_method(f"{TAUGHT}{nobody}")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("varad")])
+def test_every_method_gives_a_lesson(name: str) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(40, 8, 8), (112, 4, 4), (320, 2, 2)]
+    good, odd = ([rng.normal(size=(12, *shape)).astype(np.float32) for shape in shapes] for _ in range(2))
+    method = METHODS[name]
+    levels = [each for each, stride in zip(good, (8, 16, 32), strict=True) if stride in method.levels]
+    samples = Samples(levels, odd[: len(levels)], np.ones((12, 16, 16), np.float32))
+    head = method.head(fit_alone(method, samples, 0, 2, None), levels, (16, 16))
+    lesson = teach(head, levels, None)
+    assert lesson.maps.shape == (12, 8, 8)
+    assert torch.isfinite(lesson.maps).all()
+    assert lesson.tokens is None or lesson.tokens.shape[2:] == (4, 4)
+
+
+def test_a_teacher_without_a_scale_is_refused() -> None:
+    good, (odd, _) = maps_of(20, 0), spoilt(20, 1)
+    quiet = replace(ask(good), maps=torch.zeros(20, 8, 12))
+    with pytest.raises(FitError, match="no scale"):
+        fit_student(good[:2], odd[:2], quiet, ask(odd), seed=0, steps=3)
 
 
 def test_varad_alone_can_be_taught() -> None:

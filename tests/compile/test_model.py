@@ -97,7 +97,7 @@ def test_a_method_of_three_strides_learns_from_painted_defects(tmp_path: Path) -
     features = [noise(tmp_path / name, ["float"], 3) for name in ("good", "painted")]
     job = _job(tmp_path, method="inp-former-pp")
     with one_thread():
-        found = fit_heads(job, features[0], HALF, PaintedPictures(features[1], covered(), PARTS))
+        found = fit_heads(job, features[0], HALF, PaintedPictures(features[1], covered(), ORDER[:, None]))
     assert found.folds == [found.shipped]
     assert job.evidence.fit_steps == 60  # of the reconstruction, and of two heads
     score, heat = found.shipped(*(torch.from_numpy(each[:2]) for each in features[0].maps), torch.ones(2, 16, 16))
@@ -119,10 +119,10 @@ def test_a_student_ships_alone_and_its_teacher_sees_more_strides(
         return fit_teacher(samples, *others)
 
     monkeypatch.setitem(METHODS, "inp-former-pp", replace(METHODS["inp-former-pp"], fit=fit))
-    teacher = TeacherPictures(taught[0], PaintedPictures(taught[1], covered(), PARTS))
+    teacher = TeacherPictures(taught[0], PaintedPictures(taught[1], covered(), ORDER[:, None]))
     job = _job(tmp_path, method="varad-from-inp-former-pp")
     with one_thread():
-        found = fit_heads(job, own[0], HALF, PaintedPictures(own[1], covered(), PARTS, teacher))
+        found = fit_heads(job, own[0], HALF, PaintedPictures(own[1], covered(), ORDER[:, None], teacher))
     assert seen == [[(20, *shape) for shape in TRUNK_SHAPES] * 2]
     assert isinstance(found.shipped.model, Student)
     assert job.evidence.fit_steps == 100  # of reconstruction, two heads, VarAD and the student
@@ -160,10 +160,11 @@ def test_no_fit_sees_a_defect_painted_on_a_part_that_it_must_not_know(tmp_path: 
     features = Features(tmp_path, ["float", "int8"])
     features.pictures = 5
     features.maps = [on_disk(features._path(0), np.dtype(np.float32), (10, 1, 1, 1))]
-    covered = np.arange(5, dtype=np.float32)[:, None, None]  # on good pictures 0, 1, 2, 0 and 1
-    found = PaintedPictures(features, covered, good=3).on(np.array([0, 2]))
-    assert found.rows.tolist() == [0, 2, 3, 5, 7, 8]
-    assert found.covered.ravel().tolist() == [0, 2, 3, 0, 2, 3]
+    covered = np.arange(5, dtype=np.float32)[:, None, None]
+    sources = np.array([[0, 2, -1], [1, 0, -1], [2, -1, -1], [0, 0, 1], [2, 0, 2]])  # what it is painted on, donors
+    found = PaintedPictures(features, covered, sources).on(np.array([0, 2]))
+    assert found.rows.tolist() == [0, 2, 4, 5, 7, 9]
+    assert found.covered.ravel().tolist() == [0, 2, 4, 0, 2, 4]
 
 
 def test_no_fit_sees_a_real_defect_of_a_part_that_it_must_not_know(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_no_fit_sees_a_real_defect_of_a_part_that_it_must_not_know(tmp_path: Pat
     features.maps = [on_disk(features._path(0), np.dtype(np.float32), (6, 1, 1, 1))]
     covered = np.arange(6, dtype=np.float32)[:, None, None]
     shown = np.array([[False, True, False], [True, False, True], [False, False, False]])
-    painted = PaintedPictures(features, covered, good=3, shown=shown)  # rows 3, 4 and 5 are real
+    painted = PaintedPictures(features, covered, np.arange(3)[:, None], shown=shown)  # rows 3, 4 and 5 are real
     assert set(painted.on(np.array([0, 2])).rows) == {0, 2, 4, 5}
     assert set(painted.on(np.array([0, 1])).rows) == {0, 1, 3, 5}
     assert set(painted.on(np.array([1])).covered.ravel()) == {1, 3, 5}

@@ -53,7 +53,7 @@ def test_every_scale_gives_as_many_tokens():
     """PNPT-1: strides 4, 8 and 16 of a picture of 256 pixels give 16x16 tokens each."""
     model = PNPT((3, 4, 5), ((64, 64), (32, 32), (16, 16)), 1, SMALL)
     maps = [torch.zeros(2, c, *g) for c, g in zip((3, 4, 5), model.grids, strict=True)]
-    assert [tuple(each.shape) for each in model.tokens(maps)] == [(2, 256, 16)] * 3
+    assert [tuple(each.shape) for each in model.embedded(maps)] == [(2, 256, 16)] * 3
 
 
 def test_templates_are_exact_class_means():

@@ -19,7 +19,29 @@ def good(photographs: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def painted(good: NDArray[np.uint8], count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     into = np.zeros((count, *good.shape[1:]), np.uint8)
-    return into, paint_pictures(good, into, seed)
+    return into, paint_pictures(good, into, seed)[0]
+
+
+def test_a_picture_tells_all_good_ones_that_it_shows(good: NDArray[np.uint8]) -> None:
+    into = np.zeros((12, *good.shape[1:]), np.uint8)
+    _, sources = paint_pictures(good, into, 0)
+    assert sources[:, 0].tolist() == [0, 1, 2, 3] * 3
+    assert (sources[:, 1] >= 0).all()
+    assert 0 < (sources[:, 2] >= 0).sum() < 12
+    for lost in range(4):  # what a picture does not name it does not show
+        others = good.copy()
+        others[lost] = 0
+        again = np.zeros_like(into)
+        paint_pictures(others, again, 0)
+        same = ~(sources == lost).any(1)
+        assert same.any()
+        assert np.array_equal(again[same], into[same])
+
+
+def test_where_more_are_good_than_are_painted_the_last_have_their_share(good: NDArray[np.uint8]) -> None:
+    many = np.concatenate([good] * 3)
+    _, sources = paint_pictures(many, np.zeros((6, *good.shape[1:]), np.uint8), 0)
+    assert sources[:, 0].tolist() == [0, 2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize("regions", [0.0, 1.0])

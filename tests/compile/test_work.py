@@ -15,7 +15,7 @@ from compile.backbones.choice import DEFAULT, find_backbone
 from compile.data import read_data
 from compile.features import Features
 from compile.job import Settings
-from compile.work import WorkError, work_key, work_path, working_folder
+from compile.work import KEY, WorkError, work_key, work_path, working_folder
 
 
 def interrupt(folder: Path, work: Callable[[], object]) -> None:
@@ -31,7 +31,7 @@ def test_work_is_found_again_under_its_key_alone(tmp_path: Path) -> None:
     interrupt(folder, lambda: (folder / "0.pt").write_bytes(b"half done"))
     interrupt(folder, lambda: (folder / "0.pt").rename(folder / "found"))
     with working_folder(folder, "b"):
-        assert [each.name for each in folder.iterdir()] == ["key"]
+        assert [each.name for each in folder.iterdir()] == [KEY]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,24 +65,51 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_kill_while_the_key_was_written_is_no_obstacle(tmp_path: Path) -> None:
     folder = tmp_path / "x.work"
     folder.mkdir()
-    (folder / ".key.123.part").write_text("ab")
+    (folder / f".{KEY}.123.part").write_text("ab")
     with working_folder(folder, "abc"):
-        assert [each.name for each in folder.iterdir()] == ["key"]
+        assert [each.name for each in folder.iterdir()] == [KEY]
+
+
+def test_one_that_was_killed_while_it_was_emptied_is_emptied_again(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "x.work"
+
+    def interrupt() -> None:
+        for name in ("a", "b", "c"):
+            (folder / name).mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), working_folder(folder, "one"):
+        interrupt()
+    removed = []
+
+    def killed(path: Path, **_: object) -> None:
+        removed.append(path)
+        if len(removed) > 1:
+            raise SystemExit
+        path.rmdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compile.work.shutil.rmtree", killed)
+        with pytest.raises(SystemExit), working_folder(folder, "another"):
+            pass
+    assert len(list(folder.iterdir())) == 3  # two of three, and the mark
+    with working_folder(folder, "one"):  # whose work is gone
+        assert [each.name for each in folder.iterdir()] == [KEY]
 
 
 def test_the_key_follows_wishes_and_pictures(mvtec: Path) -> None:
     wanted = Settings(mvtec, mvtec / "x.bundle", group_by=r"(\d+)")
     data = read_data(mvtec, wanted.group_by)
 
-    def key(settings: Settings = wanted, backbone=DEFAULT, machine: str = "this") -> str:
-        return work_key(settings, [data], backbone, machine)
+    def key(settings: Settings = wanted, backbone=DEFAULT, machine: str = "this", side: int = 256) -> str:
+        return work_key(settings, [data], backbone, side, machine)
 
     assert key() == key(replace(wanted, output=mvtec / "y.bundle", name="cap", version="2"))
     others = {key(replace(wanted, seed=1)), key(replace(wanted, fit_steps=30)), key(machine="other")}
-    others |= {key(), key(backbone=find_backbone("lite1"))}
+    others |= {key(), key(backbone=find_backbone("lite1")), key(side=288)}
     file = data.good[3]
     file.write_bytes(file.read_bytes() + b"\n")
-    assert len({*others, key()}) == 6
+    assert len({*others, key()}) == 7
 
 
 def test_maps_that_are_done_are_not_computed_again(tmp_path: Path, trunk: onnx.ModelProto, inputs) -> None:
