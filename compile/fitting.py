@@ -45,7 +45,7 @@ class Painted:
 
     files: FeatureFiles
     rows: NDArray[np.int64]
-    covered: NDArray[np.float32]  # of these rows
+    covered: NDArray[np.float32]  # of these rows in one rendering; the others follow in the same order
 
 
 @dataclass(frozen=True, slots=True)

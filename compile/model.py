@@ -55,8 +55,7 @@ class PaintedPictures:
         own = (np.isin(self.sources, pictures) | (self.sources < 0)).all(1)
         real = painted + np.array([i for i, part in enumerate(self.shown) if not part[others].any()], np.int64)
         chosen = weigh(np.flatnonzero(own), real)
-        covered = np.tile(self.covered[chosen], (len(self.features.renderings), 1, 1))
-        return Painted(self.features.files, self.features.rows_of(chosen), covered)
+        return Painted(self.features.files, self.features.rows_of(chosen), self.covered[chosen])
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ def fit_inp_former_pp(
     Args:
         features: of good pictures, [n, C, h, w] for strides 8, 16 and 32.
         painted: the same of pictures with painted defects, m of them.
-        covered: float32 [m, 2 h, 2 w], h and w at stride 8: the share of each cell at stride 4 that is painted.
+        covered: float32 [m / r, 2 h, 2 w], h and w at stride 8: the share of each cell at stride 4 that is painted; the m
+            may be r renderings of the same pictures, one after another.
         seed: fixes the result, on one thread to the bit.
         steps: of either fit, at most.
         progress: called with (what, done, of).
@@ -104,7 +105,7 @@ def _fit_head(
                 for i, each in enumerate(shown(maps))
             ]
             mask = torch.zeros(len(inputs[0]), *covered.shape[1:])
-            mask[: len(odd)] = torch.from_numpy(covered[odd] > COVERED).float()
+            mask[: len(odd)] = torch.from_numpy(covered[np.array(odd) % len(covered)] > COVERED).float()
             return objective(head(inputs), mask.to(device()), len(odd))
 
         order = zip(

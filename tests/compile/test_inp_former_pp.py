@@ -229,3 +229,14 @@ def test_the_registry_gives_it_the_painted_pictures() -> None:
     model = method.fit(Samples(good, painted, covered), 0, 2, None)
     score, heat = method.head(model, good, (32, 48))(*tensors(good_maps(2, seed=9)), torch.ones(2, 32, 48))
     assert torch.equal(score, heat.flatten(1).amax(1))
+
+
+def test_renderings_share_the_masks_of_their_pictures() -> None:
+    good = good_maps()
+    painted, covered = spoilt(good)
+    twice = [np.concatenate([each, each]) for each in painted]
+    short, long = (
+        fit_inp_former_pp(good, twice, masks, seed=0, steps=3).state_dict()
+        for masks in (covered, np.concatenate([covered, covered]))
+    )
+    assert all(torch.equal(short[name], long[name]) for name in short)
