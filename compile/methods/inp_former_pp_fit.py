@@ -48,7 +48,7 @@ def fit_inp_former_pp(
     Args:
         features: of good pictures, [n, C, h, w] for strides 8, 16 and 32.
         painted: the same of pictures with painted defects, m of them.
-        covered: float32 [m / r, 2 h, 2 w], h and w at stride 8: the share of each cell at stride 4 that is painted; the m
+        covered: float32 [m / r, 2 h, 2 w], h and w at stride 8: the share of each cell at stride 4 that is painted; m
             may be r renderings of the same pictures, one after another.
         seed: fixes the result, on one thread to the bit.
         steps: of either fit, at most.
