@@ -195,6 +195,6 @@ def test_the_score_is_said_as_the_head_takes_it(graph) -> None:
 
 
 def test_methods_are_found_by_name() -> None:
-    assert find_method("varad") is METHODS["varad"]
+    assert find_method("varad") == METHODS["varad"]
     with pytest.raises(UnknownMethodError, match=r"no method 'sam'\. There are: patchcore, "):
         find_method("sam")
