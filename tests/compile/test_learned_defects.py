@@ -171,8 +171,8 @@ def test_a_bundle_learns_from_drawn_defects_and_is_not_judged_on_them(
     assert len(given) == 6
     for samples in given:
         renderings = 3
-        painted = samples.good[0].shape[0] // renderings
-        learned = samples.covered.shape[0] // renderings - painted
-        assert learned == 4 * math.ceil(painted / 2 / 4)
-        assert samples.painted[0].shape[0] == samples.covered.shape[0]
+        good, odd = samples.good[0].shape[0] // renderings, len(samples.covered)
+        painted_alone = range(1, good + 1)  # fewer than good ones: some show a part that the fold holds out
+        assert odd in {painted + 4 * math.ceil(painted / 2 / 4) for painted in painted_alone}
+        assert samples.painted[0].shape[0] == renderings * odd
     assert len(read_bundle(tmp_path / "moon.bundle").manifest.provenance["learned_defects"]) == 4
