@@ -99,8 +99,10 @@ def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
 def _check_classes(wanted: Settings, method: Method) -> None:
     if not method.several:
         able = ", ".join(name for name, each in METHODS.items() if each.several)
+        taught = wanted.method.startswith(TAUGHT)
+        given = f"--teacher {wanted.method.removeprefix(TAUGHT)}" if taught else f"--method {wanted.method}"
         raise WishError(
-            f"--method {wanted.method}: makes a model of one product, and {len(wanted.folders)} folders were given. "
+            f"{given}: makes a model of one product, and {len(wanted.folders)} folders were given. "
             f"Compile each by itself, or take a method for several classes: {able}."
         )
     names = class_names(wanted.folders)

@@ -84,9 +84,7 @@ def working_folder(folder: Path, key: str) -> Iterator[Path]:
         _clear(folder, key)
         try:
             yield folder
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
+        except Exception:
             _remove(folder)
             raise
         _remove(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,10 +13,15 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from skimage import data
+from torch import Tensor
 
+from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
+from compile.export import export
 from compile.job import Settings
+from compile.onnx_session import open_session
 from compile.pipeline import Compiled, compile_data
+from compile.tensorrt_build import build, check_allowed
 from compile.trunk_graph import export_trunk
 
 SIDE = 144
@@ -44,6 +49,22 @@ def write() -> Callable[[Path, NDArray[np.uint8] | NDArray[np.uint16]], Path]:
         return path
 
     return written
+
+
+@pytest.fixture
+def check_export() -> Callable[[AnomalyHead, Sequence[Tensor]], None]:
+    """See that a head of so many trunk maps and a mask exports, says what torch says, and builds in TensorRT."""
+
+    def checked(head: AnomalyHead, inputs: Sequence[Tensor]) -> None:
+        names = [*(f"maps_{i}" for i in range(len(inputs) - 1)), "mask"]
+        graph = export(head, tuple(inputs), names, ["score", "map"])
+        assert check_allowed(graph) == []
+        found = open_session(graph).run(None, {name: each.numpy() for name, each in zip(names, inputs, strict=True)})
+        for expected, value in zip(head(*inputs), found, strict=True):
+            np.testing.assert_allclose(value, expected.numpy(), rtol=1e-4, atol=1e-4)
+        build(graph)
+
+    return checked
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from compile.bench.figures import FIGURES, IMAGE, PIXEL, compare_images, compare_pixels, estimate
 from compile.bench.run import Wanted, run_bench
-from compile.methods.registry import METHODS, Method
+from compile.methods.registry import METHODS, Method, Samples
 from compile.metrics import pixel_metrics
 from compile.parity import Scored
 from edge.cli import FAILED, OK, USAGE, main
@@ -36,15 +37,22 @@ def fit_loudness(samples, seed, steps, progress) -> Loudness:
     return Loudness(torch.from_numpy(np.array(samples.good[0][chosen])))
 
 
-@pytest.mark.slow
-def test_defects_that_one_method_learns_from_leave_the_test_of_all(mvtec: Path, tmp_path, monkeypatch, capsys) -> None:
-    given = []
+def remembering(given: list[Samples]) -> Callable[..., Loudness]:
+    """Fit, and keep what was given."""
 
-    def fit(samples, seed, steps, progress) -> Loudness:
+    def fit(samples: Samples, seed, steps, progress) -> Loudness:
         given.append(samples)
         return fit_loudness(samples, seed, steps, progress)
 
-    monkeypatch.setitem(METHODS, "learning", Method("learning", fit, levels=(16,), top=0.0, painted=True))
+    return fit
+
+
+@pytest.mark.slow
+def test_defects_that_one_method_learns_from_leave_the_test_of_all(mvtec: Path, tmp_path, monkeypatch, capsys) -> None:
+    given: list[Samples] = []
+    monkeypatch.setitem(
+        METHODS, "learning", Method("learning", remembering(given), levels=(16,), top=0.0, painted=True)
+    )
     monkeypatch.setitem(METHODS, "quiet", Method("quiet", fit_loudness, levels=(16,), top=0.0))
     monkeypatch.setattr("compile.bench.data.wanted", lambda good: 8)
     wishes = ["--methods", "quiet,learning", "--size", "128", "-o", str(tmp_path), "--json"]
@@ -70,12 +78,8 @@ def test_defects_that_one_method_learns_from_leave_the_test_of_all(mvtec: Path, 
 
 @pytest.mark.slow
 def test_a_method_that_learns_from_painted_defects_is_given_some(mvtec: Path, monkeypatch) -> None:
-    given = []
-
-    def fit(samples, seed, steps, progress) -> Loudness:
-        given.append(samples)
-        return fit_loudness(samples, seed, steps, progress)
-
+    given: list[Samples] = []
+    fit = remembering(given)
     monkeypatch.setitem(METHODS, "loudness", Method("loudness", fit, levels=(16,), top=0.0, painted=True))
     monkeypatch.setitem(METHODS, "quiet", Method("loudness", fit, levels=(16,), top=0.0))
     monkeypatch.setattr("compile.bench.data.wanted", lambda good: good + 3)

@@ -1,6 +1,6 @@
 """Distillation: the student says what its teacher says, also where VarAD alone is blind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,10 @@ from typer import BadParameter
 
 from compile.anomaly_graph import AnomalyHead
 from compile.command import _taught
-from compile.export import export
 from compile.methods import FitError
 from compile.methods.distil import Lesson, fit_student, teach
 from compile.methods.registry import METHODS, TAUGHT, Method, Samples, UnknownMethodError, find_method, fit_alone
 from compile.methods.student import Student
-from compile.onnx_session import open_session
-from compile.tensorrt_build import build, check_allowed
 
 SHAPES = [(4, 8, 12), (6, 4, 6)]  # of strides 8 and 16
 COARSE = (5, 2, 3)  # of stride 32, which only the teacher sees
@@ -196,14 +193,8 @@ def test_the_registry_fits_the_teacher_first(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_it_exports_and_builds(student: Student) -> None:
+def test_it_exports_and_builds(student: Student, check_export: Callable[..., None]) -> None:
     maps = maps_of(2, 5)[:2]
     head = AnomalyHead(student, [(8, 12)], (32, 48), top=0.0, smoothing=1.5).eval()
     inputs = (*(torch.from_numpy(each) for each in maps), torch.ones(2, 32, 48))
-    names = ["maps_8", "maps_16", "mask"]
-    graph = export(head, inputs, names, ["score", "map"])
-    assert check_allowed(graph) == []
-    found = open_session(graph).run(None, {name: each.numpy() for name, each in zip(names, inputs, strict=True)})
-    for expected, value in zip(head(*inputs), found, strict=True):
-        np.testing.assert_allclose(value, expected.numpy(), rtol=1e-4, atol=1e-4)
-    build(graph)
+    check_export(head, inputs)

@@ -1,6 +1,6 @@
 """INP-Former++ on the embedded trunk: its groups, residual and head, and what one fit leaves to the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,15 +10,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from compile.anomaly_graph import AnomalyHead
-from compile.export import export
 from compile.methods import FitError, inp_former_lite, inp_former_pp_fit
 from compile.methods.inp_former import cosine_distance
 from compile.methods.inp_former_pp import INPFormerPP, SegmentationHead
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp, objective
 from compile.methods.lite_groups import Grouped, LiteGroups, fit_groups
 from compile.methods.registry import METHODS, Samples
-from compile.onnx_session import open_session
-from compile.tensorrt_build import build, check_allowed
 
 SHAPES = [(6, 8, 12), (10, 4, 6), (14, 2, 3)]  # of strides 8, 16 and 32
 COMPONENTS = 8
@@ -197,18 +194,12 @@ def test_the_head_holds_nothing_that_remembers_painted_statistics() -> None:
 
 
 @pytest.mark.slow
-def test_it_exports_and_builds(fitted: INPFormerPP) -> None:
+def test_it_exports_and_builds(fitted: INPFormerPP, check_export: Callable[..., None]) -> None:
     maps = good_maps(2, seed=5)
     grids = [(found.shape[1], found.shape[2]) for found in fitted(tensors(maps))]
     head = AnomalyHead(fitted, grids, (32, 48), top=0.0, smoothing=1.5).eval()
     inputs = (*tensors(maps), torch.ones(2, 32, 48))
-    names = ["maps_8", "maps_16", "maps_32", "mask"]
-    graph = export(head, inputs, names, ["score", "map"])
-    assert check_allowed(graph) == []
-    found = open_session(graph).run(None, {name: each.numpy() for name, each in zip(names, inputs, strict=True)})
-    for expected, value in zip(head(*inputs), found, strict=True):
-        np.testing.assert_allclose(value, expected.numpy(), rtol=1e-4, atol=1e-4)
-    build(graph)
+    check_export(head, inputs)
 
 
 def test_without_the_head_the_map_is_the_published_one() -> None:

@@ -72,6 +72,12 @@ def test_every_defect_that_passes_can_be_chosen_for(side: int, defect: float) ->
     assert SMALLEST <= choose_size(side, smallest_defect_px=defect).size <= LARGEST
 
 
+def test_a_student_is_refused_several_products_by_its_option() -> None:
+    wanted = Settings(Path("cap"), Path("a.bundle"), more=(Path("lid"),), method="varad-from-grnr")
+    with pytest.raises(WishError, match="--teacher grnr: makes a model of one product, and 2 folders"):
+        check_wishes(wanted)
+
+
 def test_a_teacher_that_nobody_knows_is_refused_by_its_option() -> None:
     with pytest.raises(WishError, match="--teacher: no method 'nobody'"):
         check_wishes(Settings(Path("good"), Path("a.bundle"), method="varad-from-nobody"))
