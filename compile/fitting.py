@@ -31,6 +31,7 @@ from compile.backbones.choice import Backbone
 from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
 from compile.methods.checkpoint import resumable
+from compile.methods.distil import read_lesson
 from compile.methods.registry import Samples, find_method
 from compile.standardise import Spread, measure_spread
 
@@ -49,12 +50,13 @@ class Painted:
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherMaps:
-    """The same pictures as a student's teacher sees them."""
+class Answers:
+    """What a teacher said of the good pictures of a fit, and of the painted ones: once each, not per rendering."""
 
-    files: FeatureFiles
-    rows: NDArray[np.int64]
-    painted: Painted
+    good: FeatureFiles
+    good_rows: NDArray[np.int64]
+    painted: FeatureFiles
+    painted_rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Fit:
     steps: int | None  # at most; None for the method's own
     checkpoints: Path  # where it keeps them
     painted: Painted | None = None  # for a method that learns from them
-    teacher: TeacherMaps | None = None
+    answers: Answers | None = None  # for a student
     classes: NDArray[np.int64] | None = None  # of these rows, where there are several
 
 
@@ -161,10 +163,9 @@ def _fit(fit: Fit, progress: Progress) -> Fitted:
     if fit.painted is not None:
         painted = open_rows(fit.painted.files, fit.painted.rows)
         samples = replace(samples, painted=painted, covered=fit.painted.covered)
-    if (taught := fit.teacher) is not None:
-        painted = open_rows(taught.painted.files, taught.painted.rows)
-        teacher = Samples(open_rows(taught.files, taught.rows), painted, taught.painted.covered)
-        samples = replace(samples, teacher=teacher)
+    if (said := fit.answers) is not None:
+        lessons = read_lesson(said.good, said.good_rows), read_lesson(said.painted, said.painted_rows)
+        samples = replace(samples, lessons=lessons)
     with resumable(fit.checkpoints):
         model = method.fit(samples, fit.seed, fit.steps, tell)
     spread = None

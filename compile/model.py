@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +14,12 @@ from compile.backbone import Trunk
 from compile.backbones.dinov2 import DINOv2
 from compile.data import LabelledImage
 from compile.export import export, join
-from compile.features import Features, on_disk
-from compile.fitting import Fit, Painted, TeacherMaps, fit_all
+from compile.features import Features, on_disk, open_rows
+from compile.fitting import Answers, Fit, Painted, fit_all
 from compile.job import FILES, Graphs, Job
 from compile.learned_defects import load_defects, weigh
-from compile.methods.registry import find_method
+from compile.methods.checkpoint import resumable
+from compile.methods.registry import Samples, ask, find_method
 from compile.precision import CalibrationRecord, calibrate, render_accurately, render_in_half
 from compile.pseudo_defects import paint_pictures, wanted
 from compile.quantise import ONNX_RUNTIME, TENSORRT
@@ -45,29 +46,29 @@ class PaintedPictures:
     features: Features
     covered: NDArray[np.float32]
     sources: NDArray[np.int64]  # [painted ones, k], the good pictures that each shows something of; -1 for none
-    teacher: TeacherPictures | None = None  # for a student
+    teacher: TeacherMaps | None = None  # for a student
     shown: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))  # [real ones, good], the same part
 
-    def on(self, pictures: NDArray[np.int64]) -> Painted:
+    def on(self, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those that show nothing but some of the good pictures, and the real ones that show the part of no other."""
         painted = len(self.sources)
         others = np.setdiff1d(np.arange(self.shown.shape[1]), pictures)
         own = (np.isin(self.sources, pictures) | (self.sources < 0)).all(1)
         real = painted + np.array([i for i, part in enumerate(self.shown) if not part[others].any()], np.int64)
-        chosen = weigh(np.flatnonzero(own), real)
+        return weigh(np.flatnonzero(own), real)
+
+    def maps_on(self, pictures: NDArray[np.int64]) -> Painted:
+        """The same to fit on."""
+        chosen = self.on(pictures)
         return Painted(self.features.files, self.features.rows_of(chosen), self.covered[chosen])
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherPictures:
+class TeacherMaps:
     """Maps of good and painted pictures as a student's teacher sees them: by the float trunk alone, of its levels."""
 
-    features: Features
-    painted: PaintedPictures
-
-    def on(self, pictures: NDArray[np.int64]) -> TeacherMaps:
-        """Some of the good pictures, and those painted on them."""
-        return TeacherMaps(self.features.files, self.features.rows_of(pictures), self.painted.on(pictures))
+    good: Features
+    painted: Features
 
 
 def render_trunks(job: Job, trunk: Trunk | DINOv2, pictures: NDArray[np.uint8]) -> tuple[Graphs, CalibrationRecord]:
@@ -126,11 +127,12 @@ def paint_samples(
     pictures[painted:], real = load_defects(learned, job.spec, job.work / "defects.bin")
     covered = np.concatenate([covered, real])
     teacher = None
-    levels = find_method(job.settings.method, job.backbone).teacher_levels
-    if levels:
-        own: Graphs = {"float": export_trunk(job.backbone.build(levels, job.spec.height), job.spec.height)}
-        odd = PaintedPictures(extract(job, own, pictures, "teacher's samples"), covered, sources, shown=shown)
-        teacher = TeacherPictures(extract(job, own, good, "teacher's features"), odd)
+    if method := find_method(job.settings.method, job.backbone).teacher:
+        trunk = job.backbone.build(method.levels, job.spec.height)
+        own: Graphs = {"float": export_trunk(trunk, job.spec.height)}
+        teacher = TeacherMaps(
+            extract(job, own, good, "teacher's features"), extract(job, own, pictures, "teacher's samples")
+        )
     return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, sources, teacher, shown)
 
 
@@ -157,6 +159,7 @@ def fit_heads(
     if classes is not None:
         order = np.random.default_rng(job.settings.seed)
         turns = [(step, order.permutation(pictures), measured) for step, pictures, measured in turns]
+    said = _ask(job, painted, np.sort(np.unique(np.concatenate([pictures for _, pictures, _ in turns]))))
     fits = [
         Fit(
             step,
@@ -168,8 +171,8 @@ def fit_heads(
             job.settings.seed,
             job.settings.fit_steps,
             job.work / step,
-            None if painted is None else painted.on(pictures),
-            None if painted is None or painted.teacher is None else painted.teacher.on(pictures),
+            None if painted is None else painted.maps_on(pictures),
+            None if said is None else said(pictures),
             None if classes is None else np.tile(classes[pictures], len(features.renderings)),
         )
         for step, pictures, measured in turns
@@ -186,6 +189,40 @@ def fit_heads(
     heads = [method.head(each, features.maps, (job.map_side, job.map_side)) for each in models]
     job.evidence.fit_steps = fitted[-1].steps
     return Heads(heads[: len(plan.folds)], heads[-1])
+
+
+def _ask(
+    job: Job, painted: PaintedPictures | None, pictures: NDArray[np.int64]
+) -> Callable[[NDArray[np.int64]], Answers] | None:
+    """Fit a student's teacher on good pictures and ask it about them; what it says of some of them, by these.
+
+    One teacher serves all folds. What a fold's student learns of a part that it is judged on afterwards is only what
+    the teacher makes of others because it knew that one.
+    """
+    teacher = find_method(job.settings.method, job.backbone).teacher
+    if painted is None or painted.teacher is None or teacher is None:
+        return None
+    maps, odd = painted.teacher, painted.on(pictures)
+    samples = Samples(open_rows(maps.good.files, pictures), open_rows(maps.painted.files, odd), painted.covered[odd])
+    folder = job.work / "teacher"
+    with resumable(folder):
+        good, bad = ask(
+            teacher,
+            samples,
+            folder,
+            seed=job.settings.seed,
+            steps=job.settings.fit_steps,
+            progress=job.clock.progress,
+        )
+    of_good, of_odd = _places(pictures), _places(odd)
+    return lambda chosen: Answers(good, of_good[chosen], bad, of_odd[painted.on(chosen)])
+
+
+def _places(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each row stands in `rows`, -1 where it does not."""
+    places = np.full(rows.max(initial=-1) + 1, -1)
+    places[rows] = np.arange(len(rows))
+    return places
 
 
 def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead) -> Graphs:

@@ -53,16 +53,15 @@ class Labelled:
     def map_side(self) -> int:
         return self.backbone.map_side(self.size)
 
-    def samples(self, levels: Sequence[Level], teacher: Sequence[Level] = ()) -> Samples:
-        """What a method of these levels is fitted on, and its teacher of those."""
+    def samples(self, levels: Sequence[Level]) -> Samples:
+        """What a method of these levels is fitted on."""
         good = [self.train[level] for level in levels]
-        taught = self.samples(teacher) if teacher else None
         if self.covered is None:
-            return Samples(good, teacher=taught)
+            return Samples(good)
         rows = np.arange(len(self.covered))
         rows = weigh(rows[: len(rows) - self.learned], rows[len(rows) - self.learned :])
         painted = [cast("NDArray[np.float32]", Rows(self.painted[level], rows)) for level in levels]
-        return Samples(good, painted, self.covered[rows], teacher=taught)
+        return Samples(good, painted, self.covered[rows])
 
 
 def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0) -> DataSet:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,8 @@ from compile.export import export, join
 from compile.features import on_disk
 from compile.fitting import one_thread
 from compile.job import Progress
-from compile.methods.registry import Method, UnknownMethodError, find_method, fit_alone
+from compile.methods.distil import read_lesson
+from compile.methods.registry import Method, UnknownMethodError, ask, find_method, fit_alone
 from compile.metrics import Difference, MaskRule
 from compile.parity import Scored
 from compile.trunk_graph import export_trunk, map_names
@@ -105,7 +106,7 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     # what is wrong shows before the work
     sets = [read_labelled(folder, progress, wanted.learn_defects) for folder in wanted.data]
     union: tuple[Level, ...] = tuple(
-        sorted({level for method in methods.values() for level in (*method.levels, *method.teacher_levels)})
+        sorted({level for each in methods.values() for level in (*each.levels, *(each.teacher or each).levels)})
     )
     trunks = {
         levels: export_trunk(backbone.build(levels, wanted.size), wanted.size)
@@ -145,7 +146,9 @@ def _compare_on(
         seconds, runs[name] = [], []
         for seed in range(results.wanted.seeds):
             step = f"{data.name}: {name}, seed {seed}"
-            head, taken = _fit(method, data, seed, results.wanted.fit_steps, partial(_named, progress, step))
+            head, taken = _fit(
+                method, data, work, seed=seed, steps=results.wanted.fit_steps, progress=partial(_named, progress, step)
+            )
             tick = partial(progress, f"{step}, score")
             scored = score_maps(head, [data.test[level] for level in method.levels], tick)
             runs[name].append(_on_disk(scored, work / f"{name}_{seed}.bin"))
@@ -169,11 +172,18 @@ def _named(progress: Progress, step: str, _: str, done: int, of: int) -> None:
     progress(step, done, of)
 
 
-def _fit(method: Method, data: Labelled, seed: int, steps: int | None, progress: Progress) -> tuple[AnomalyHead, float]:
-    """Give the head, and the seconds that its fit took."""
-    samples = data.samples(method.levels, method.teacher_levels)
+def _fit(
+    method: Method, data: Labelled, work: Path, *, seed: int, steps: int | None, progress: Progress
+) -> tuple[AnomalyHead, float]:
+    """Give the head, and the seconds that its fit took, its teacher's included."""
+    samples = data.samples(method.levels)
     started = time.monotonic()
-    with one_thread():
+    with one_thread(), tempfile.TemporaryDirectory(dir=work) as folder:
+        if method.teacher:
+            taught = data.samples(method.teacher.levels)
+            answers = ask(method.teacher, taught, Path(folder), seed=seed, steps=steps, progress=progress)
+            good, odd = (read_lesson(each, np.arange(each.shapes[0][0])) for each in answers)
+            samples = replace(samples, lessons=(good, odd))
         model = fit_alone(method, samples, seed, steps, progress)
     taken = time.monotonic() - started
     return method.head(model, samples.good, (data.map_side, data.map_side)), taken

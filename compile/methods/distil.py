@@ -2,14 +2,17 @@
 
 The student learns what the teacher says, not where defects were painted: its map, its score, and its tokens where it
 has any (a method `tokens(features) -> [B, C, h, w]` at stride 16; INP-Former++ gives its residual). VarAD itself is
-fitted as ever, on good pictures alone, and stays as it is. The teacher may see more strides than the student does.
+fitted as ever, on good pictures alone, and stays as it is. The teacher may see more strides than the student does. What
+it says is kept on disk: it is asked once, and every fold of a cross-fit reads its own pictures' answers.
 Ours; no paper's.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.anomaly_graph import AnomalyHead
-from compile.features import Rows
+from compile.bundle_writer import replacing
+from compile.features import FeatureFiles, Rows, on_disk, open_rows
 from compile.job import Progress
 from compile.methods import FitError
 from compile.methods.descent import batches, descend, device, one_cycle, read
 from compile.methods.student import WIDTH, Student
+from compile.methods.varad import VarAD
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
-from compile.standardise import Standardised, measure_spread
 
 STEPS = 300
 BATCH = 8  # of good pictures, and as many with painted defects
@@ -44,39 +48,66 @@ class Lesson:
     """What a teacher says of n pictures.
 
     Args:
-        maps: float32 [n, h, w] at stride 8.
         scores: float32 [n].
+        maps: float32 [n, h, w] at stride 8.
         tokens: float32 [n, C, h / 2, w / 2], or None where it has none.
 
     """
 
-    maps: Tensor
-    scores: Tensor
-    tokens: Tensor | None
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    tokens: NDArray[np.float32] | None = None
+
+
+def read_lesson(files: FeatureFiles, rows: NDArray[np.int64]) -> Lesson:
+    """What a teacher said of chosen rows of the pictures that it was asked about."""
+    return Lesson(*open_rows(files, rows))
 
 
 @torch.no_grad()
-def teach(head: AnomalyHead, features: Sequence[NDArray[Any]], tick: Callable[[int, int], None] | None) -> Lesson:
-    """Ask a teacher about pictures.
+def teach(
+    head: AnomalyHead,
+    features: Sequence[NDArray[Any]],
+    folder: Path,
+    tick: Callable[[int, int], None] | None = None,
+) -> FeatureFiles:
+    """Ask a teacher about pictures, unless that was done before the process was killed.
 
     Args:
         head: the teacher's, whose map has twice the cells of stride 8 a side.
         features: its trunk maps, [n, C, h, w] per stride.
+        folder: where its answers are kept; made.
         tick: told what is done.
 
+    Raises:
+        ScratchError: there is no room.
+
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / "asked.json"
+    if done.exists():
+        shapes = [tuple(shape) for shape in json.loads(done.read_text("utf-8"))]
+        return FeatureFiles([folder / f"{i}.bin" for i in range(len(shapes))], shapes)
     tokens = getattr(head.model, "tokens", None)
-    found: list[tuple[Tensor, ...]] = []
+    said: list[NDArray[Any]] = []
     count = features[0].shape[0]
     for start in range(0, count, CHUNK):
         maps = [torch.from_numpy(np.asarray(each[start : start + CHUNK], np.float32)) for each in features]
         score, heat = head(*maps, torch.ones(len(maps[0]), *head.map_size))
-        said = [tokens(maps)] if tokens is not None else []
-        found.append((_at_cells(heat), score, *said))
+        found = [score, _at_cells(heat)] + ([tokens(maps)] if tokens is not None else [])
+        if not said:
+            shapes = [(count, *each.shape[1:]) for each in found]
+            files = FeatureFiles([folder / f"{i}.bin" for i in range(len(shapes))], shapes)
+            said = [on_disk(path, np.dtype(np.float32), shape) for path, shape in zip(files.paths, shapes, strict=True)]
+        for array, each in zip(said, found, strict=True):
+            array[start : start + CHUNK] = each.numpy()
         if tick:
             tick(min(start + CHUNK, count), count)
-    maps_, scores, *rest = (torch.cat(each) for each in zip(*found, strict=True))
-    return Lesson(maps_, scores, rest[0] if rest else None)
+    for array in said:
+        cast("np.memmap[Any, Any]", array).flush()
+    with replacing(done, json.dumps(shapes).encode()):
+        pass
+    return files
 
 
 def fit_student(
@@ -105,25 +136,19 @@ def fit_student(
 
     """
     varad = fit_varad(features, seed=seed, steps=VARAD_STEPS if steps is None else steps, progress=progress)
-    standardised = Standardised(varad, [measure_spread(varad, features)]).eval()
     steps = STEPS if steps is None else min(STEPS, steps)
-    count = len(odd.maps)
+    count = odd.scores.shape[0]
     rows = np.arange(count)
     turns = rows + count * (rows % (painted[0].shape[0] // count))  # of each painted picture one rendering will do
     painted = [cast("NDArray[Any]", Rows(each, turns)) for each in painted]
-    sides = [(features, _surprise(standardised, features), good), (painted, _surprise(standardised, painted), odd)]
+    usual, surprises = _surprises(varad, features, painted)
+    sides = list(zip((features, painted), surprises, (good, odd), strict=True))
+    units = _units(good)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = Student(standardised, [tuple(each.shape[1:]) for each in features]).train()
+        student = Student(varad, usual, [tuple(each.shape[1:]) for each in features]).train()
         _scale(student, features)
         guess = nn.Conv2d(WIDTH, 1 if good.tokens is None else good.tokens.shape[1], 1)  # not shipped
-        unit = good.maps.flatten(1).amax(1).median()
-        usual = good.scores.median()
-        if not (unit > 0 and usual > 0):
-            raise FitError(
-                "the teacher finds nothing odd in any good picture and so has no scale to teach. Take another teacher, "
-                "more good parts or a larger size."
-            )
         model = nn.ModuleList([student, guess])
         optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], RATE)
 
@@ -135,9 +160,9 @@ def fit_student(
                     for i, each in enumerate(read(maps, rows))
                 ]
                 found, seen = student.corrected(inputs, [each[rows].to(device()) for each in surprise])
-                asked = torch.tensor(rows) % len(lesson.maps)
-                terms.append(_term(found, lesson.maps[asked] / unit) * MAP)
-                terms.append(_term(_score(found), lesson.scores[asked] / usual) * SCORE)
+                asked = np.array(rows) % lesson.scores.shape[0]
+                terms.append(_term(found, lesson.maps[asked] / units[0]) * MAP)
+                terms.append(_term(_score(found), lesson.scores[asked] / units[1]) * SCORE)
                 if lesson.tokens is not None:
                     said = functional.avg_pool2d(guess(seen), 2)
                     terms.append(_term(said, lesson.tokens[asked]) * TOKENS)
@@ -149,8 +174,20 @@ def fit_student(
     return student.eval().requires_grad_(requires_grad=False)
 
 
-def _term(found: Tensor, said: Tensor) -> Tensor:
-    return functional.smooth_l1_loss(found, said.to(found.device), beta=BEND)
+def _units(good: Lesson) -> tuple[np.float32, np.float32]:
+    """Give the largest value of the map of a usual good picture, and its score: what the teacher's words are in."""
+    largest = [good.maps[i].max() for i in range(good.scores.shape[0])]
+    units = np.float32(np.median(largest)), np.float32(np.median(good.scores[:]))
+    if not min(units) > 0:
+        raise FitError(
+            "the teacher finds nothing odd in any good picture and so has no scale to teach. Take another teacher, "
+            "more good parts or a larger size."
+        )
+    return units
+
+
+def _term(found: Tensor, said: NDArray[np.float32]) -> Tensor:
+    return functional.smooth_l1_loss(found, torch.from_numpy(said).to(found.device), beta=BEND)
 
 
 def _score(maps: Tensor) -> Tensor:
@@ -164,7 +201,16 @@ def _at_cells(heat: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _surprise(varad: Standardised, features: Sequence[NDArray[Any]]) -> list[Tensor]:
+def _surprises(
+    varad: VarAD, features: Sequence[NDArray[Any]], painted: Sequence[NDArray[Any]]
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """Give VarAD's mean discrepancy of each hierarchy on good pictures, and the surprises of all by it."""
+    found = [_discrepancies(varad, each) for each in (features, painted)]
+    usual = torch.stack([each.mean() for each in found[0]])
+    return usual, [[each / usual[i] for i, each in enumerate(maps)] for maps in found]
+
+
+def _discrepancies(varad: VarAD, features: Sequence[NDArray[Any]]) -> list[Tensor]:
     found = [
         varad([torch.from_numpy(np.asarray(each[start : start + CHUNK], np.float32)) for each in features])
         for start in range(0, features[0].shape[0], CHUNK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch import nn
 from calibration.split import kfold
 from compile.anomaly_graph import MAP_LIMIT, AnomalyHead
 from compile.backbones.choice import DEFAULT, FAMILIES, Backbone, Family, Level
-from compile.features import Rows
+from compile.features import FeatureFiles, Rows
 from compile.job import Progress
-from compile.methods.distil import fit_student, teach
+from compile.methods.distil import Lesson, fit_student, teach
 from compile.methods.grnr import fit_grnr
 from compile.methods.inp_former_fit import fit_inp_former
 from compile.methods.inp_former_lite import fit_inp_former_lite
@@ -50,8 +51,8 @@ class Samples:
         painted: of pictures with painted defects, for a method that asks for them.
         covered: float32 [m, H / 4, W / 4], the share of each cell that is painted.
         classes: int64 [n] of the good pictures, numbered from 0, where there are several.
-        teacher: what the teacher of a student is fitted on: of the same pictures, in one rendering where the student's
-            are in several.
+        lessons: what a student's teacher said of the good and of the painted pictures, once each, where their maps are
+            in several renderings.
 
     """
 
@@ -59,7 +60,7 @@ class Samples:
     painted: Maps = ()
     covered: NDArray[np.float32] | None = None
     classes: NDArray[np.int64] | None = None
-    teacher: Samples | None = None
+    lessons: tuple[Lesson, Lesson] | None = None
 
 
 Fit = Callable[[Samples, int, int | None, Progress | None], nn.Module]  # samples, seed, steps at most, progress
@@ -88,7 +89,7 @@ class Method:
         several: whether one model may serve several classes.
         centre: of the first cell of its maps, in cells from the picture's edge.
         published_map: whether INP-Former's published map stands in place of interpolation and smoothing.
-        teacher_levels: whose maps its teacher takes, for a student.
+        teacher: of a student, which is fitted on what `ask` gives.
 
     """
 
@@ -106,7 +107,7 @@ class Method:
     bank: bool = False
     head_share: float | None = None
     several: bool = False
-    teacher_levels: tuple[Level, ...] = ()
+    teacher: Method | None = None
 
     @property
     def score(self) -> str:
@@ -222,27 +223,42 @@ def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress:
 def _student(teacher: Method) -> Method:
     return Method(
         f"VarAD (lightweight), taught by {teacher.title}",
-        partial(_fit_student, teacher),
+        _fit_student,
         top=0.0,
         smoothing=1.5,
         painted=True,
-        teacher_levels=teacher.levels,
+        teacher=teacher,
     )
 
 
-def _fit_student(
-    teacher: Method, samples: Samples, seed: int, steps: int | None, progress: Progress | None
-) -> nn.Module:
-    assert samples.teacher is not None
-    tell = None if progress is None else partial(_tell_teacher, progress)
-    model = fit_alone(teacher, samples.teacher, seed, steps, tell)
-    height, width = (2 * cells for cells in samples.good[0].shape[2:])
-    shipped = min(MAP_LIMIT, 2 * max(height, width))  # the side of the map that the smoothing is meant for
-    asked = replace(teacher, smoothing=teacher.smoothing * max(height, width) / shipped)
-    head = asked.head(model, samples.teacher.good, (height, width))
-    ask = None if progress is None else partial(progress, "ask the teacher")
-    good, odd = (teach(head, maps, ask) for maps in (samples.teacher.good, samples.teacher.painted))
+def _fit_student(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    assert samples.lessons is not None
+    good, odd = samples.lessons
     return fit_student(samples.good, samples.painted, good, odd, seed=seed, steps=steps, progress=progress)
+
+
+def ask(
+    teacher: Method, samples: Samples, folder: Path, *, seed: int, steps: int | None, progress: Progress | None
+) -> tuple[FeatureFiles, FeatureFiles]:
+    """Fit a teacher and ask it about the good and the painted pictures that it was fitted on.
+
+    Args:
+        teacher: of the registry.
+        samples: maps of its levels.
+        folder: where its answers are kept, for `read_lesson`.
+        seed: of its fit.
+        steps: of its fit, at most.
+        progress: called with (what, done, of).
+
+    """
+    tell = None if progress is None else partial(_tell_teacher, progress)
+    model = fit_alone(teacher, samples, seed, steps, tell)
+    side = 2 * max(samples.good[teacher.levels.index(8)].shape[2:])
+    shipped = min(MAP_LIMIT, 2 * side)  # the side of the map that the smoothing is meant for
+    asked = replace(teacher, smoothing=teacher.smoothing * side / shipped)
+    head = asked.head(model, samples.good, (side, side))
+    told = None if progress is None else partial(progress, "ask the teacher")
+    return teach(head, samples.good, folder / "good", told), teach(head, samples.painted, folder / "painted", told)
 
 
 def _tell_teacher(progress: Progress, what: str, done: int, of: int) -> None:

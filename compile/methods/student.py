@@ -1,8 +1,10 @@
 """The lightweight VarAD with what a teacher taught it: its own surprise, and a readout that corrects it.
 
-VarAD alone is blind to what is surprising nowhere in particular, such as a change of surface over a third of the part.
-The readout sees the trunk's maps and VarAD's deviations, with a context as wide as the trunk's next stride, which the
-student does not compute; it is small and purely convolutional. Ours; no paper's. Fitted by `compile.methods.distil`.
+VarAD alone is blind to what is surprising nowhere in particular, such as a change of surface over a third of the part,
+and finds everything surprising where parts turn. The readout sees the trunk's maps and VarAD's surprise, with a context
+as wide as the trunk's next stride, which the student does not compute; it is small and purely convolutional. Surprise
+is counted in what is usual on good parts, everywhere the same: deviations at each place, as VarAD alone has them, tell
+less of a part that turns. Ours; no paper's. Fitted by `compile.methods.distil`.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.anomaly_graph import finer
-from compile.standardise import BASE, Standardised
+from compile.methods.varad import VarAD
 
-WIDTH = 64
-START = 0.1  # of the score of a good part, that one deviation is worth before the fit
+WIDTH, DEPTH = 64, 2
+START = 0.5  # of the score of a good part, that the usual surprise is worth before the fit
 
 
 class Readout(nn.Module):
-    """Maps of strides 8 and 16 and both deviations to a correction [B, h, w] and what it was read from, at stride 8.
+    """Maps of strides 8 and 16 and both surprises to a correction [B, h, w] and what it was read from, at stride 8.
 
     Args:
         shapes: channels, height and width of the trunk's maps.
@@ -49,19 +51,20 @@ class Readout(nn.Module):
             nn.ReLU(),
             nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
         )
-        self.around = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.around = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(DEPTH))
         self.leave = nn.Conv2d(WIDTH, 1, 1)
         for each in self.leave.parameters():
             nn.init.zeros_(each)
 
-    def forward(self, features: Sequence[Tensor], deviations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Sequence[Tensor], surprises: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         fine, coarse = (
             (each - getattr(self, f"mean_{i}")) / getattr(self, f"deviation_{i}") for i, each in enumerate(features)
         )
-        surprise = torch.stack([deviations[0], self.raise_(deviations[1], 16)], 1) - BASE
+        surprise = torch.stack([surprises[0], self.raise_(surprises[1], 16)], 1) - 1
         x = self.enter[0](fine) + self.raise_(self.enter[1](coarse), 16) + self.surprise(surprise)
         x = functional.relu(x + self.raise_(self.context(coarse), 32))
-        x = x + functional.relu(self.around(x))
+        for each in self.around:
+            x = x + functional.relu(each(x))
         return self.leave(x)[:, 0], x
 
     def raise_(self, x: Tensor, stride: int) -> Tensor:
@@ -71,19 +74,33 @@ class Readout(nn.Module):
 
 
 class Student(nn.Module):
-    """Trunk maps of strides 8 and 16 to one map [B, h, w] at stride 8, at least 0; a good part's largest is about 1."""
+    """Trunk maps of strides 8 and 16 to one map [B, h, w] at stride 8, at least 0; a good part's largest is about 1.
 
-    def __init__(self, varad: Standardised, shapes: Sequence[tuple[int, ...]]) -> None:
+    Args:
+        varad: fitted alone.
+        usual: its mean discrepancy on good pictures, of each hierarchy [2].
+        shapes: channels, height and width of the trunk's maps.
+
+    """
+
+    usual: Tensor
+
+    def __init__(self, varad: VarAD, usual: Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
         self.varad = varad
+        self.register_buffer("usual", usual)
         self.readout = Readout(shapes)
         self.weight = nn.Parameter(torch.tensor(START))
 
-    def corrected(self, features: Sequence[Tensor], deviations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The map, and what the readout read it from [B, C, h, w], of VarAD's deviations."""
-        correction, seen = self.readout(features, deviations)
-        surprise = (deviations[0] + self.readout.raise_(deviations[1], 16)) / 2
+    def surprises(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """VarAD's discrepancy of each hierarchy, [B, h, w] and [B, h / 2, w / 2], as multiples of the usual one."""
+        return [each / self.usual[i] for i, each in enumerate(self.varad(features))]
+
+    def corrected(self, features: Sequence[Tensor], surprises: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The map, and what the readout read it from [B, C, h, w], of VarAD's surprises."""
+        correction, seen = self.readout(features, surprises)
+        surprise = (surprises[0] + self.readout.raise_(surprises[1], 16)) / 2
         return functional.relu(self.weight * surprise + correction), seen
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return self.corrected(features, self.varad(features))[:1]
+        return self.corrected(features, self.surprises(features))[:1]

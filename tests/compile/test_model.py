@@ -21,7 +21,7 @@ from compile.image_size import SizeChoice
 from compile.job import Clock, Job, Settings
 from compile.methods.registry import METHODS, Method, Samples
 from compile.methods.student import Student
-from compile.model import Heads, PaintedPictures, TeacherPictures, fit_heads
+from compile.model import Heads, PaintedPictures, TeacherMaps, fit_heads
 from compile.split_plan import SplitPlan, plan_split
 from compile.standardise import Standardised
 from edge.bundle import Input, Source
@@ -119,15 +119,54 @@ def test_a_student_ships_alone_and_its_teacher_sees_more_strides(
         return fit_teacher(samples, *others)
 
     monkeypatch.setitem(METHODS, "inp-former-pp", replace(METHODS["inp-former-pp"], fit=fit))
-    teacher = TeacherPictures(taught[0], PaintedPictures(taught[1], covered(), ORDER[:, None]))
+    teacher = TeacherMaps(taught[0], taught[1])
     job = _job(tmp_path, method="varad-from-inp-former-pp")
     with one_thread():
         found = fit_heads(job, own[0], HALF, PaintedPictures(own[1], covered(), ORDER[:, None], teacher))
     assert seen == [[(20, *shape) for shape in TRUNK_SHAPES] * 2]
     assert isinstance(found.shipped.model, Student)
-    assert job.evidence.fit_steps == 100  # of reconstruction, two heads, VarAD and the student
+    assert job.evidence.fit_steps == 40  # of VarAD and of the readout
     score, heat = found.shipped(*(torch.from_numpy(each[:2]) for each in own[0].maps), torch.ones(2, 16, 16))
     assert torch.equal(score, heat.flatten(1).amax(1))
+
+
+def test_one_teacher_serves_all_folds_and_each_reads_of_its_own_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, taught = (
+        [noise(tmp_path / f"{who} {name}", ["float"], strides) for name in ("good", "painted")]
+        for who, strides in (("student", 2), ("teacher", 3))
+    )
+    fitted, read = [], []
+
+    class First(nn.Module):
+        """What tells the picture, everywhere."""
+
+        def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
+            return (features[1].square().mean((1, 2, 3), keepdim=True)[:, 0].expand(-1, 4, 4),)
+
+    def fit_teacher(samples: Samples, *_: object) -> nn.Module:
+        fitted.append(samples.good[0].shape[0])
+        return First()
+
+    def fit_student(samples: Samples, *_: object) -> nn.Module:
+        assert samples.lessons is not None
+        for maps, lesson in zip((samples.good, samples.painted), samples.lessons, strict=True):
+            rows = np.arange(maps[1].shape[0])
+            assert lesson.scores.shape == (len(rows),)
+            np.testing.assert_allclose(lesson.scores[rows], np.square(maps[1][rows]).mean((1, 2, 3)), rtol=1e-5)
+            read.append(len(rows))
+        return First()
+
+    taught[0].maps[1][:], taught[1].maps[1][:] = own[0].maps[1], own[1].maps[1]
+    teacher = Method("teacher", fit_teacher, (8, 16, 32), top=0.0)
+    student = Method("student", fit_student, painted=True, teacher=teacher)
+    monkeypatch.setitem(METHODS, "student", student)
+    plan = SplitPlan([(ORDER[:20], ORDER[20:]), (ORDER[10:], ORDER[:10])], cross_fitted=True, words="")
+    painted = PaintedPictures(own[1], covered(), ORDER[:, None], TeacherMaps(*taught))
+    fit_heads(_job(tmp_path, method="student"), own[0], plan, painted)
+    assert fitted == [PARTS]
+    assert read == [20, 20, PARTS - 10, PARTS - 10, PARTS, PARTS]
 
 
 def test_a_fit_meets_all_classes_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +201,7 @@ def test_no_fit_sees_a_defect_painted_on_a_part_that_it_must_not_know(tmp_path: 
     features.maps = [on_disk(features._path(0), np.dtype(np.float32), (10, 1, 1, 1))]
     covered = np.arange(5, dtype=np.float32)[:, None, None]
     sources = np.array([[0, 2, -1], [1, 0, -1], [2, -1, -1], [0, 0, 1], [2, 0, 2]])  # what it is painted on, donors
-    found = PaintedPictures(features, covered, sources).on(np.array([0, 2]))
+    found = PaintedPictures(features, covered, sources).maps_on(np.array([0, 2]))
     assert found.rows.tolist() == [0, 2, 4, 5, 7, 9]
     assert found.covered.ravel().tolist() == [0, 2, 4]
 
@@ -174,9 +213,9 @@ def test_no_fit_sees_a_real_defect_of_a_part_that_it_must_not_know(tmp_path: Pat
     covered = np.arange(6, dtype=np.float32)[:, None, None]
     shown = np.array([[False, True, False], [True, False, True], [False, False, False]])
     painted = PaintedPictures(features, covered, np.arange(3)[:, None], shown=shown)  # rows 3, 4 and 5 are real
-    assert set(painted.on(np.array([0, 2])).rows) == {0, 2, 4, 5}
-    assert set(painted.on(np.array([0, 1])).rows) == {0, 1, 3, 5}
-    assert set(painted.on(np.array([1])).covered.ravel()) == {1, 3, 5}
+    assert set(painted.on(np.array([0, 2]))) == {0, 2, 4, 5}
+    assert set(painted.on(np.array([0, 1]))) == {0, 1, 3, 5}
+    assert set(painted.maps_on(np.array([1])).covered.ravel()) == {1, 3, 5}
 
 
 def test_held_out_pictures_take_no_part_in_the_deviations(tmp_path: Path) -> None:
