@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from compile.backbone import LITES
 from compile.backbones.choice import BACKBONES, DEFAULT
 from compile.evidence import Evidence, per_class
 from compile.job import Settings
-from compile.methods.registry import METHODS, TAUGHT
+from compile.methods.registry import DEFAULT_TEACHER, METHODS, TAUGHT
 from compile.pipeline import Compiled, compile_data
 from compile.report import GRAPH_NAMES
 from compile.terminal import ended_well, write_json
@@ -54,10 +55,20 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     seed: Annotated[int, typer.Option(help="Fixes splits and fit.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the product.", show_default="the bundle's file name")] = "",
     version: Annotated[str, typer.Option(help="Version of the product's model.")] = "1",
-    method: Annotated[str, typer.Option(help=f"How anomalies are found: {', '.join(METHODS)}.")] = "varad",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How anomalies are found: {', '.join(METHODS)}.", show_default=f"varad, taught by {DEFAULT_TEACHER}"
+        ),
+    ] = None,
     teacher: Annotated[
-        str, typer.Option(help="Method that teaches VarAD what it knows; the student alone ships.", show_default="none")
-    ] = "",
+        str | None,
+        typer.Option(
+            help="Method that teaches VarAD what it knows; the student alone ships. `none` for VarAD alone, in a "
+            "third of the time.",
+            show_default=DEFAULT_TEACHER,
+        ),
+    ] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
     learn_defects: Annotated[
         int,
@@ -87,7 +98,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         group_by=group_by,
         name=name,
         version=version,
-        method=_taught(method, teacher),
+        method=choose_method(method, teacher, backbone, classes=len(data)),
         fit_steps=fit_steps,
         backbone=backbone,
         learn_defects=learn_defects,
@@ -102,10 +113,14 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         _print(compiled)
 
 
-def _taught(method: str, teacher: str) -> str:
-    if teacher and method != "varad":
+def choose_method(method: str | None, teacher: str | None, backbone: str, *, classes: int) -> str:
+    """Name the method of these options: a student where nothing else is said and there can be one."""
+    if teacher is not None and method not in {None, "varad"}:
         raise typer.BadParameter(f"--method {method}: varad alone can be taught; leave --method or --teacher out.")
-    return f"{TAUGHT}{teacher}" if teacher else method
+    if teacher is None:
+        taught = method is None and backbone in LITES and classes == 1
+        teacher = DEFAULT_TEACHER if taught else "none"
+    return (method or "varad") if teacher == "none" else f"{TAUGHT}{teacher}"
 
 
 def summarise(compiled: Compiled) -> dict[str, object]:

@@ -32,7 +32,8 @@ from compile.methods.varad import VarAD
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
 
-STEPS = 300
+STEPS = 300  # at most
+PASSES, LEAST_STEPS = 4, 150  # over few painted pictures
 BATCH = 8  # of good pictures, and as many with painted defects
 RATE = 2e-3
 NOISE = 0.1  # of a channel's deviation
@@ -136,8 +137,9 @@ def fit_student(
 
     """
     varad = fit_varad(features, seed=seed, steps=VARAD_STEPS if steps is None else steps, progress=progress)
-    steps = STEPS if steps is None else min(STEPS, steps)
     count = odd.scores.shape[0]
+    own = min(STEPS, max(LEAST_STEPS, PASSES * count // BATCH))
+    steps = own if steps is None else min(own, steps)
     rows = np.arange(count)
     turns = rows + count * (rows % (painted[0].shape[0] // count))  # of each painted picture one rendering will do
     painted = [cast("NDArray[Any]", Rows(each, turns)) for each in painted]

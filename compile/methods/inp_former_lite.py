@@ -1,7 +1,7 @@
 """INP-Former on the embedded trunk: the published model on `LiteGroups`, smaller and fitted in fewer steps.
 
 The paper's: everything in `inp_former` and `inp_former_fit`. Ours: the groups, the size, and a rate that suits narrower
-layers and 400 steps in place of 200 passes.
+layers and few steps, 400 at most, in place of 200 passes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from compile.methods.inp_former_fit import PUBLISHED, Recipe, fit_inp_former
 from compile.methods.lite_groups import Grouped, LiteGroups, fit_groups
 
 STEPS, BATCH = 400, 8
+PASSES, LEAST_STEPS = 5, 150  # over few pictures
 RATE = 3e-3
 HEADS, BLOCKS = 8, 4
 
@@ -59,10 +60,11 @@ def fit_inp_former_lite(
     """
     with torch.random.fork_rng(devices=[]):  # layers draw values that are then replaced
         groups = fit_groups(features)
+    own = min(STEPS, max(LEAST_STEPS, PASSES * features[0].shape[0] // BATCH))
     model = fit_inp_former(
         [Grouped(groups, features, i) for i in range(2)],  # type: ignore[misc]
         seed=seed,
-        steps=STEPS if steps is None else min(STEPS, steps),
+        steps=own if steps is None else min(own, steps),
         batch=BATCH,
         size=Size(width=2 * groups.components, heads=HEADS, blocks=BLOCKS, groups=2),
         recipe=replace(recipe, rate=RATE),

@@ -25,7 +25,8 @@ from compile.methods.inp_former_pp import INPFormerPP, Reconstruction, Segmentat
 from compile.standardise import measure_spread
 
 HEADS = 2
-STEPS = 200  # of each
+STEPS = 200  # of each, at most
+PASSES, LEAST_STEPS = 2, 100  # over few painted pictures
 PAINTED_BATCH, GOOD_BATCH = 8, 4
 RATE = 1e-3
 NOISE = 0.1  # of a channel's deviation
@@ -61,6 +62,7 @@ def fit_inp_former_pp(
     fitted = fit_inp_former_lite(features, seed=seed, steps=steps, recipe=PLUS_PLUS, progress=progress)
     reconstruction = Reconstruction(fitted.groups, fitted.model).eval()
     spread = measure_spread(reconstruction, features)
+    own = min(STEPS, max(LEAST_STEPS, PASSES * len(covered) // PAINTED_BATCH))
     heads = [
         _fit_head(
             reconstruction,
@@ -68,7 +70,7 @@ def fit_inp_former_pp(
             painted,
             covered,
             seed=HEADS * seed + turn,
-            steps=STEPS if steps is None else min(STEPS, steps),
+            steps=own if steps is None else min(own, steps),
             progress=None if progress is None else partial(_tell, progress, turn),
         )
         for turn in range(HEADS)

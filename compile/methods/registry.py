@@ -38,6 +38,7 @@ from edge.errors import BeltlineError
 
 FOLDS = 5  # of VarAD's cross-fit
 TAUGHT = "varad-from-"  # before a teacher's name: its student
+DEFAULT_TEACHER = "inp-former-pp"
 PATCH_CENTRE = 0.5  # of a patch, in patches
 Maps = Sequence[NDArray[Any]]  # one [n, C, h, w] per level of the method
 
@@ -227,6 +228,7 @@ def _student(teacher: Method) -> Method:
         top=0.0,
         smoothing=1.5,
         painted=True,
+        head_share=0.85,
         teacher=teacher,
     )
 

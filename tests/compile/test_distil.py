@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer import BadParameter
 
 from compile.anomaly_graph import AnomalyHead
-from compile.command import _taught
+from compile.command import choose_method
 from compile.features import open_rows
 from compile.methods import FitError
 from compile.methods.distil import Lesson, fit_student, read_lesson, teach
@@ -183,11 +183,29 @@ def test_a_teacher_without_a_scale_is_refused() -> None:
         fit_student(good[:2], odd[:2], quiet, ask(odd), seed=0, steps=3)
 
 
-def test_varad_alone_can_be_taught() -> None:
-    assert _taught("varad", "grnr") == f"{TAUGHT}grnr"
-    assert _taught("pnpt", "") == "pnpt"
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ((None, None, "lite0"), "varad-from-inp-former-pp"),
+        ((None, None, "lite2"), "varad-from-inp-former-pp"),
+        ((None, None, "some/vit"), "varad"),  # which has no students
+        (("varad", None, "lite0"), "varad"),
+        ((None, "none", "lite0"), "varad"),
+        (("varad", "grnr", "lite0"), "varad-from-grnr"),
+        ((None, "grnr", "lite0"), "varad-from-grnr"),
+        (("pnpt", None, "lite0"), "pnpt"),
+    ],
+)
+def test_a_student_is_compiled_where_nothing_else_is_said(
+    options: tuple[str | None, str | None, str], name: str
+) -> None:
+    assert choose_method(*options, classes=1) == name
+
+
+def test_a_student_is_of_one_product_and_varad_alone_can_be_taught() -> None:
+    assert choose_method(None, None, "lite0", classes=2) == "varad"
     with pytest.raises(BadParameter, match="varad alone"):
-        _taught("pnpt", "grnr")
+        choose_method("pnpt", "grnr", "lite0", classes=1)
 
 
 def test_a_teacher_is_asked_once_and_a_student_learns_from_its_answers(tmp_path: Path) -> None:

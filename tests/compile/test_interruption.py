@@ -46,7 +46,17 @@ def fitting(tmp_path: Path, photographs, write) -> Iterator[subprocess.Popen[str
     scratch, output = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()
     output.mkdir()
-    arguments = [str(tmp_path / "good"), "-o", str(output / "x.bundle"), "--size", "128", "--fit-steps", "100000"]
+    arguments = [
+        str(tmp_path / "good"),
+        "-o",
+        str(output / "x.bundle"),
+        "--size",
+        "128",
+        "--fit-steps",
+        "100000",
+        "--method",
+        "varad",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "edge", "compile", *arguments, "--group-by", r"(\d+)", "--json"],
         env={**os.environ, "TMPDIR": str(scratch)},
