@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.archive import pack
 from edge.bundle import Bundle, Manifest, read_bundle
 from edge.errors import BeltlineError
 from edge.scorer import Scorer
@@ -157,13 +158,3 @@ def _looks_like_a_bundle(path: Path) -> bool:
     except (OSError, tarfile.TarError):
         return False
     return first is not None and first.name == "manifest.json"
-
-
-def pack(files: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(data), 0o644
-            archive.addfile(entry, io.BytesIO(data))
-    return stream.getvalue()

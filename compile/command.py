@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,12 @@ from compile.job import Settings
 from compile.methods.registry import DEFAULT_TEACHER, METHODS, TAUGHT
 from compile.pipeline import Compiled, compile_data
 from compile.report import GRAPH_NAMES
+from compile.sign import sign_bundle
 from compile.terminal import ended_well, write_json
 from compile.work import work_path
+from edge.bundle import Bundle
+from edge.keys import read_private
+from edge.signature import short, signer
 
 
 def compile_bundle(  # noqa: PLR0917 - the command line
@@ -83,9 +88,14 @@ def compile_bundle(  # noqa: PLR0917 - the command line
             show_default="the method's own",
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(help="Private key to sign the bundle with, see `beltline keys new`.", show_default="unsigned"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Turn a folder of good parts into a bundle: read, fit, export, quantise, prove, write."""
+    private = read_private(sign) if sign else None
     settings = Settings(
         data[0],
         output,
@@ -106,6 +116,8 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     )
     with ended_well(as_json=as_json, work=work_path(output)) as tick:
         compiled = compile_data(settings, tick)
+        if private:
+            compiled = replace(compiled, bundle=sign_bundle(output, private))
     summary = summarise(compiled)
     if as_json:
         write_json(summary)
@@ -129,6 +141,7 @@ def summarise(compiled: Compiled) -> dict[str, object]:
     return {
         "bundle": str(bundle.path),
         "id": bundle.id,
+        "signed_by": signer(bundle),
         "bytes": bundle.path.stat().st_size,
         "report": str(compiled.report),
         "image_size": {"side": found.size.size, "why": found.size.explanation},
@@ -158,9 +171,15 @@ def _print(compiled: Compiled) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(
         f"{bundle.path}: {found.method}, {bundle.path.stat().st_size / 2**20:.1f} MB, "
-        f"graphs {', '.join(bundle.manifest.graphs)}, id {bundle.id[:12]}; report in {compiled.report}",
+        f"graphs {', '.join(bundle.manifest.graphs)}, id {bundle.id[:12]}, {_signed(bundle)}; "
+        f"report in {compiled.report}",
         markup=False,
     )
+
+
+def _signed(bundle: Bundle) -> str:
+    key = signer(bundle)
+    return f"signed by key {short(key)}" if key else "unsigned"
 
 
 def _print_class(console: Console, found: Evidence) -> None:

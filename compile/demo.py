@@ -85,18 +85,25 @@ def main() -> int:
 
 
 def compile_good_parts(folder: Path) -> Bundle:
-    """Compile as a user does.
+    """Make a key, compile and sign as a user does.
 
     Raises:
         BeltlineError: it failed; its own words are on the terminal.
 
     """
-    path = folder / "surface.bundle"
-    command = [sys.executable, "-m", "edge", "compile", str(folder / "train"), "-o", str(path)]
-    command += ["--target-false-reject", str(TARGET_FALSE_REJECT)]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise BeltlineError("`beltline compile` failed; its message is above")
+    path, key = folder / "surface.bundle", folder / "keys" / "demo.key"
+    beltline = [sys.executable, "-m", "edge"]
+    key.parent.mkdir(exist_ok=True)
+    if not key.exists():
+        _succeed([*beltline, "keys", "new", str(key)])
+    command = [*beltline, "compile", str(folder / "train"), "-o", str(path), "--sign", str(key)]
+    _succeed([*command, "--target-false-reject", str(TARGET_FALSE_REJECT)])
     return read_bundle(path)
+
+
+def _succeed(command: Sequence[str]) -> None:
+    if subprocess.run(command, check=False).returncode != 0:
+        raise BeltlineError(f"`beltline {command[3]}` failed; its message is above")
 
 
 def run_line(folder: Path, bundle: Bundle, parts: Sequence[LinePart], console: Console) -> Run:
@@ -106,7 +113,7 @@ def run_line(folder: Path, bundle: Bundle, parts: Sequence[LinePart], console: C
         TruePart(id=str(part.id), picture=str(pictures[str(part.id)]), defective=part.defective) for part in parts
     ]
     columns = (TextColumn("parts past the gate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Rehearsal(folder / "line", bundle.path, true_parts) as line:
+    with Rehearsal(folder / "line", bundle.path, true_parts, keys=folder / "keys") as line:
         line.clear()
         cold_start_s = line.start_all()
         console.print(

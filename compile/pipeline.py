@@ -54,7 +54,8 @@ from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, 
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import check_wishes
 from compile.work import work_key, work_path, working_folder
-from edge.bundle import SIZE_LIMIT, Bundle, Graph, GraphName, Input, Manifest, Threshold
+from edge.archive import SIZE_LIMIT
+from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Threshold
 from edge.errors import BeltlineError
 
 MEASURED_SIZE = 256  # pixels: where the cost of a megapixel is measured

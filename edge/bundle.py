@@ -5,7 +5,8 @@ is the same bundle. `manifest.json` lists every other file with its sha256, `man
 manifest, and that hash is the bundle's id. Reading verifies all of it before anything is used: a flipped byte anywhere
 in the archive, another length, a missing, surplus or renamed file, an unknown schema version, or a value of the wrong
 type or out of bounds is a `BundleError` that names the file and what to do. Nothing is unpacked to disk and nothing is
-ever unpickled; a bundle is small, so its verified bytes are simply held in memory.
+ever unpickled; a bundle is small, so its verified bytes are simply held in memory. Whose signature it carries in the
+file `signature`, outside the manifest, is judged by `edge.signature`.
 
 Schema version 1 is a bundle for one product, version 2 one for several classes, which the manifest lists by name: its
 `threshold.json` has the thresholds of each class under its name, each golden input names its class, and where the
@@ -18,11 +19,9 @@ Who: `compile` writes bundles with the same models; `edge` reads them.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
-import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -31,17 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from edge.errors import BeltlineError
+from edge.archive import pack, read_files
+from edge.errors import BundleError
 
 SCHEMAS = (1, 2)
-SIZE_LIMIT = 2 * 1024**3  # bytes; a larger archive is refused unread
 SCORE_LIMIT = 1e9  # no method's scores come near; a threshold beyond would accept every part
 LARGEST_TOLERANCE = 0.5  # of a golden score, or of 1: a wider one proves nothing
 GraphName = Literal["float", "int8", "trt"]
-
-
-class BundleError(BeltlineError):
-    """The bundle cannot be trusted or read. The message names the file, the value and the next step."""
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -172,7 +167,7 @@ class Bundle:
         self.manifest = _parse(path, files, "manifest.json", Manifest)
         self.thresholds = self._parse_thresholds()
         self.golden = _parse(path, files, "golden/golden.json", GoldenSet)
-        self.signed = "signature" in files
+        self.signature = files.get("signature")  # as it stands; `edge.signature` judges it
         for name, graph in self.manifest.graphs.items():
             if any(name not in each for each in self.thresholds):
                 raise BundleError(f"{path}: graph '{name}' has no threshold of its own. Compile the bundle again.")
@@ -240,6 +235,11 @@ class Bundle:
     def read(self, name: str) -> bytes:
         return self._files[name]
 
+    def archive(self, signature: bytes | None) -> bytes:
+        """The bundle as the bytes of a `.bundle`, with this signature in place of its own."""
+        files = {name: data for name, data in self._files.items() if name != "signature"}
+        return pack(files if signature is None else files | {"signature": signature})
+
     def array(self, name: str) -> NDArray[np.float32]:
         """A golden map, float32 [h, w]: an `.npy` file of format 1.0 with the one header that is right."""
         shape = (self.manifest.map_height, self.manifest.map_width)
@@ -273,7 +273,7 @@ def read_bundle(path: Path) -> Bundle:
         BundleError: anything about it is missing, surplus, changed, of another version or not finite.
 
     """
-    files = _read_directory(path) if path.is_dir() else _read_archive(path)
+    files = read_files(path)
     for name in ("manifest.json", "manifest.sha256"):
         if name not in files:
             raise BundleError(f"{path}: {name} is missing: incomplete, or no bundle at all. Copy it again.")
@@ -306,61 +306,6 @@ def read_bundle(path: Path) -> Bundle:
                 "Copy the bundle again from where it was compiled."
             )
     return Bundle(path, identity, files)
-
-
-def _read_directory(path: Path) -> dict[str, bytes]:
-    if not (path / "manifest.json").is_file():  # before a walk through whatever folder this is
-        raise BundleError(f"{path}: manifest.json is missing: incomplete, or no bundle at all. Copy it again.")
-    try:
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()]
-        _check_size(path, sum(file.stat().st_size for file in found))
-        return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
-    except OSError as error:
-        raise BundleError(f"{path}: not a readable bundle ({error}). Copy it again.") from error
-
-
-def _check_size(path: Path, size: int) -> None:
-    if size > SIZE_LIMIT:
-        raise BundleError(
-            f"{path}: {size} bytes, more than the limit of {SIZE_LIMIT}: not a beltline bundle. Correct the path."
-        )
-
-
-def _read_archive(path: Path) -> dict[str, bytes]:
-    try:
-        _check_size(path, path.stat().st_size)
-        raw = path.read_bytes()
-        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as archive:
-            members = archive.getmembers()
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such bundle. Give the path that `beltline compile -o` wrote.") from None
-    except (OSError, tarfile.TarError, ValueError, ArithmeticError, LookupError, EOFError) as error:  # what it raises
-        raise BundleError(f"{path}: not a readable bundle ({error}). Copy it again.") from error
-    files: dict[str, bytes] = {}
-    end = 0
-    for member in members:
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.name in files:
-            raise BundleError(f"{path}: {member.name!r} is a link, a device or there twice. Copy it again.")
-        data_end = member.offset_data + member.size
-        next_header = _blocks(data_end)
-        if not _plain_header(raw[end : member.offset_data]) or any(raw[data_end:next_header]):
-            raise BundleError(f"{path}: damaged around {member.name}, or not written by beltline. Copy it again.")
-        end = next_header
-        if not member.isdir():
-            files[member.name] = raw[member.offset_data : data_end]
-    if any(raw[end:]) or len(raw) != _blocks(end + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE):
-        raise BundleError(f"{path}: truncated, or damaged after its last file. Copy it again.")
-    return files
-
-
-def _plain_header(header: bytes) -> bool:
-    """One block, with its checksum as tar programs write it: readers let some changed bytes of that field pass."""
-    total = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
-    return len(header) == tarfile.BLOCKSIZE and header[148:156] == b"%06o\0 " % total
-
-
-def _blocks(end: int, block: int = tarfile.BLOCKSIZE) -> int:
-    return -(-end // block) * block
 
 
 def _json(path: Path, files: dict[str, bytes], name: str) -> object:

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edge.bundle import Bundle, Threshold, read_bundle
+from edge.bundle import Bundle, Threshold
 from edge.control import occupied
 from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
 from edge.journal_file import unusable
+from edge.load import bundle_path, make_scorer, open_bundle
 from edge.lock import is_held
 from edge.reject import describe, too_slow
-from edge.scorer import Scorer, choose_scorer, measure_ms, slow_step_ms
+from edge.scorer import Scorer, measure_ms, slow_step_ms
 from edge.settings import CameraSource, FolderSource, Settings, VideoSource
 from edge.sources import CaptureError, open_source
 from edge.sources.camera import device_problem
@@ -36,12 +37,12 @@ def check_station(settings: Settings) -> list[Finding]:
     findings = [Finding("station", "/".join((settings.station.site, settings.station.line, settings.station.name)))]
     bundle: Bundle | None = None
     try:
-        bundle = read_bundle(settings.bundle.path)
-        findings += _bundle(bundle)
-        class_index = bundle.class_index(settings.bundle.class_name)
+        bundle, signature = open_bundle(settings, bundle_path(settings))
+        findings += _bundle(bundle, signature)
+        bundle.class_index(settings.bundle.class_name)
         if len(bundle.manifest.classes) > 1:
             findings.append(Finding("class", f"{settings.bundle.class_name}, of {', '.join(bundle.manifest.classes)}"))
-        scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads, class_index)
+        scorer = make_scorer(bundle, settings)
         findings += _scorer(scorer, settings)
     except BeltlineError as error:
         findings.append(Finding("bundle", str(error), ok=False))
@@ -62,10 +63,10 @@ def check_station(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _bundle(bundle: Bundle) -> Iterator[Finding]:
+def _bundle(bundle: Bundle, signature: str) -> Iterator[Finding]:
     manifest = bundle.manifest
     yield Finding("bundle", f"{manifest.name} {manifest.version}, {manifest.method}, id {bundle.id[:12]}")
-    yield Finding("signature", "signed, not verified by this version" if bundle.signed else "unsigned")
+    yield Finding("signature", signature)
     source = manifest.input.source
     yield Finding(
         "frames",

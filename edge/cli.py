@@ -1,6 +1,6 @@
 """The one command `beltline`: finds a sub-command by name, loads it alone, and turns errors into one clear line.
 
-Sub-commands are the entry points of the group `beltline.commands`, each a function that typer understands. Only the
+Sub-commands are the entry points of the group `beltline.commands`, each a function or an app of typer's. Only the
 called one is imported, so a box without torch never meets `compile`, and `beltline --help` imports none of them: their
 one-line help stands in the table below. Imports that take time wait until Ctrl-C is understood.
 """
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edge.errors import BeltlineError
 
 if TYPE_CHECKING:
+    import typer
     from rich.console import Console
 
 GROUP = "beltline.commands"
@@ -34,11 +35,16 @@ class Known(NamedTuple):
 COMMANDS = {
     "compile": Known("Turn a folder of good parts into a bundle.", "compile"),
     "bench": Known("Compare methods on labelled data sets: the table that papers print, and their maps.", "compile"),
+    "sign": Known("Sign a bundle, so that boxes accept it.", "edge"),
+    "keys": Known("Make the keys that sign bundles, and show those that a box accepts.", "edge"),
     "run": Known("Run the station of a station.toml: trigger, frame, score, verdict, act, journal.", "edge"),
     "publish": Known("Send the journal's outcomes to the MQTT broker.", "edge"),
     "status": Known("Show what the running station does, live.", "edge"),
     "ack": Known("Acknowledge the latched fault, so that the belt may run again.", "edge"),
     "jog-gate": Known("Cycle the reject gate once.", "edge"),
+    "install": Known("Verify a bundle, try it on this box, and put it in place; with a trial, and a way back.", "edge"),
+    "rollback": Known("Put the bundle back that was in place before.", "edge"),
+    "bundles": Known("Show which bundles are installed, and how the trial of the newest goes.", "edge"),
     "doctor": Known("Say what this box has and what it lacks.", "edge"),
 }
 EXIT_CODES = {
@@ -100,7 +106,7 @@ def _write_error(message: str, arguments: list[str]) -> None:
         sys.stdout.write(json.dumps({"error": message}) + "\n")
 
 
-def _load(entry: EntryPoint) -> Callable[..., None]:
+def _load(entry: EntryPoint) -> Callable[..., None] | typer.Typer:
     """Import a command. Ctrl-C ends the process at once: an extension module makes an ImportError of its exception."""
 
     def end(*_: object) -> None:
@@ -121,9 +127,13 @@ def _call(entry: EntryPoint, arguments: list[str]) -> int:
     import typer  # noqa: PLC0415
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-    app.command(name=entry.name, epilog="Exit codes: " + "; ".join(f"{c} {t}" for c, t in EXIT_CODES.items()))(
-        _load(entry)
-    )
+    epilog = "Exit codes: " + "; ".join(f"{c} {t}" for c, t in EXIT_CODES.items())
+    loaded = _load(entry)
+    if isinstance(loaded, typer.Typer):  # a command with sub-commands of its own
+        app.add_typer(loaded)
+        app.info.epilog = epilog
+    else:
+        app.command(name=entry.name, epilog=epilog)(loaded)
     try:
         app(args=arguments, prog_name=f"beltline {entry.name}")
     except SystemExit as ended:

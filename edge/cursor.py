@@ -9,10 +9,11 @@ again at the journal's first row, and receivers know repeated parts by their id.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from edge.durable import write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,7 @@ def read_cursor(file: Path) -> Cursor | None:
 def write_cursor(file: Path, cursor: Cursor) -> None:
     """Replace `file` so that it survives a power cut. Raises OSError when the disk refuses."""
     text = json.dumps({"journal": cursor.journal, "id": cursor.id, "dropped": cursor.dropped, "check": _check(cursor)})
-    fresh = file.with_name(file.name + ".new")
-    with fresh.open("w", encoding="ascii") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_file(file, text.encode("ascii"))
 
 
 def _check(cursor: Cursor) -> int:

@@ -15,11 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from edge.bundle import Bundle, BundleError, GraphName
+from edge.bundle import Bundle, GraphName
+from edge.errors import BundleError
+from edge.installed import InstalledError, read_state
 from edge.lock import is_held
 from edge.reject import describe
 from edge.scorer import Scorer, ScorerError, preferred
-from edge.settings import ModbusReject, Settings
+from edge.settings import BundleChoice, ModbusReject, Settings
+from edge.signature import accepted
+from edge.speed import Measured, Speed, choose, processor_name, read_speed
 from firmware_bridge.modbus import WireError, probe
 from firmware_bridge.mqtt.identity import client_id
 from firmware_bridge.mqtt.session import Session
@@ -32,7 +36,6 @@ ENOUGH_DISK_BYTES = 2 * 10**9
 BROKER_PATIENCE_NS = 8_000_000_000
 OLDEST_SYSTEMD = 249
 MEASURE_NS, MEASURE_AT_LEAST = 1_500_000_000, 50
-WORTH_TELLING = 1.1  # times as slow as another graph
 INT8_ON_X86 = {
     "avx512_vnni": "AVX-512 VNNI: INT8 products are exact and run at full speed",
     "avx_vnni": "AVX-VNNI: INT8 products are exact and run at full speed",
@@ -67,8 +70,14 @@ def examine(settings: Settings | None = None, bundle: Bundle | None = None) -> I
             yield broker(settings.mqtt, settings)
         else:
             yield Finding("station", "broker", "no [mqtt] table: nothing is published", "note")
+        yield from installed(settings)
     if bundle:
-        yield from graphs(bundle, *((settings.bundle.graph, settings.bundle.threads) if settings else ()))
+        who = signature(bundle, settings.bundle if settings else BundleChoice(allow_unsigned=True))
+        yield who
+        if who.level == "missing":
+            return
+        speed = read_speed(settings.paths.engines, bundle.id) if settings and not settings.bundle.path else None
+        yield from graphs(bundle, *((settings.bundle.graph, settings.bundle.threads) if settings else ()), speed=speed)
         if settings:
             yield from chosen_class(bundle, settings.bundle.class_name)
 
@@ -115,9 +124,8 @@ def _version(package: str) -> str | None:
 
 def processor(cpuinfo: str, machine: str) -> Iterator[Finding]:
     """What the processor means for INT8."""
-    model = re.search(r"^(?:model name|Model|Hardware)\s*: (.+)$", cpuinfo, re.MULTILINE)
     cores = len(os.sched_getaffinity(0))
-    yield Finding("processor", "model", f"{model[1] if model else machine}, {cores} cores for this process")
+    yield Finding("processor", "model", f"{processor_name(cpuinfo) or machine}, {cores} cores for this process")
     flags = re.search(r"^(?:flags|Features)\s*: (.+)$", cpuinfo, re.MULTILINE)
     known = flags[1].split() if flags else []
     meanings = INT8_ON_X86 if machine in ("x86_64", "AMD64", "i686") else INT8_ON_ARM
@@ -266,12 +274,63 @@ def broker(mqtt: MqttSettings, settings: Settings) -> Finding:
     return Finding("station", "broker", session.cause if session else "", "missing")
 
 
-def graphs(bundle: Bundle, wanted: GraphName | Literal["auto"] = "auto", threads: int = 1) -> Iterator[Finding]:
-    """Self-test and measure each graph on this box, and say which one the station would run."""
+def installed(settings: Settings) -> Iterator[Finding]:
+    """What `beltline install` put in place, and how its trial goes."""
+    folder = settings.paths.bundles
+    try:
+        state = read_state(folder)
+    except InstalledError as error:
+        yield Finding("bundle", "installed", str(error), "note" if settings.bundle.path else "missing")
+        return
+    if state is None:
+        if settings.bundle.path is None:
+            yield Finding("bundle", "installed", f"nothing in {folder}: `beltline install`", "missing")
+        return
+    former = f", before it {state.previous[:12]}" if state.previous else ""
+    used = "" if settings.bundle.path is None else "; not used, for the station file has a [bundle] path"
+    yield Finding("bundle", "installed", f"{state.current[:12]}{former}{used}", "note" if used else "ok")
+    if state.trial:
+        stage = "running" if state.trial.running else "from the station's next start"
+        words = f"{stage}, {settings.bundle.trial_parts} parts; else {state.trial.back_to[:12]} comes back"
+        yield Finding("bundle", "trial", words, "note")
+    elif state.last and state.last.result == "failed":
+        yield Finding("bundle", "trial", f"{state.last.bundle[:12]} failed {state.last.at}: {state.last.why}", "note")
+
+
+def signature(bundle: Bundle, choice: BundleChoice) -> Finding:
+    """Whether this box accepts the bundle."""
+    try:
+        words = accepted(bundle, choice.keys, allow_unsigned=choice.allow_unsigned)
+    except BundleError as error:
+        return Finding("bundle", "signature", str(error), "missing")
+    return Finding("bundle", "signature", words, "note" if words == "unsigned" else "ok")
+
+
+def graphs(
+    bundle: Bundle,
+    wanted: GraphName | Literal["auto"] = "auto",
+    threads: int = 1,
+    *,
+    speed: Speed | None = None,
+) -> Iterator[Finding]:
+    """Self-test and measure each graph on this box, and say which one the station would run.
+
+    Args:
+        bundle: one that is accepted.
+        wanted: what the station file asks for.
+        threads: of the processor.
+        speed: what was measured at the install, for an installed bundle.
+
+    """
     manifest = bundle.manifest
     yield Finding("bundle", "name", f"{manifest.name} {manifest.version}, {manifest.method}, id {bundle.id[:12]}")
     if len(manifest.classes) > 1:
         yield Finding("bundle", "classes", f"{', '.join(manifest.classes)}; each graph is tested with all of them")
+    if speed:
+        then = ", ".join(f"{name} p50 {each.p50_ms:.2f} ms" for name, each in speed.graphs.items() if each.p50_ms)
+        words = f"{speed.measured}: {then}; chosen: {speed.graph}"
+        where = "" if speed.holds else f"; not here: {speed.processor}, ONNX Runtime {speed.onnxruntime}. Install again"
+        yield Finding("bundle", "speed at install", words + where, "note" if where else "ok")
     medians: dict[GraphName, float] = {}
     for name, graph in manifest.graphs.items():
         if graph.runtime != "onnxruntime":
@@ -294,11 +353,13 @@ def graphs(bundle: Bundle, wanted: GraphName | Literal["auto"] = "auto", threads
         yield Finding("bundle", "would run", f"graph {wanted}, as the station file asks")
     elif wanted != "auto":
         yield Finding("bundle", "would run", f"none: graph '{wanted}' cannot be trusted on this box", "missing")
+    elif speed and speed.holds and speed.graph in medians:
+        yield Finding("bundle", "would run", f"graph {speed.graph}, as chosen at the install")
     elif medians:
-        name, fastest = preferred(medians)[0], min(medians, key=lambda name: medians[name])
-        better = medians[name] > WORTH_TELLING * medians[fastest]
-        hint = f'; {fastest} is faster here: set graph = "{fastest}" in [bundle]' if better else ""
-        yield Finding("bundle", "would run", f"graph {name}{hint}", "note" if better else "ok")
+        name = preferred(medians)[0]
+        fastest = choose({name: Measured(p50_ms=ms) for name, ms in medians.items()})
+        hint = f'; {fastest} is faster here: set graph = "{fastest}" in [bundle]' if fastest != name else ""
+        yield Finding("bundle", "would run", f"graph {name}{hint}", "note" if hint else "ok")
     else:
         yield Finding("bundle", "would run", "none: no graph can be trusted on this box", "missing")
 

@@ -7,3 +7,7 @@ class BeltlineError(Exception):
     """Something outside the program is wrong. The message names the thing, the value and the next step."""
 
     exit_code = 1
+
+
+class BundleError(BeltlineError):
+    """A bundle cannot be trusted or read. The message names the file, the value and the next step."""

@@ -59,6 +59,7 @@ class Rehearsal:
         parts: what lies on the belt, in order; pictures as absolute paths.
         belt: its geometry.
         graph: of the bundle, or "auto".
+        keys: folder of the public keys that the station accepts; without it a bundle may be unsigned.
         faults: for the belt simulator, as its configuration takes them.
 
     """
@@ -71,10 +72,12 @@ class Rehearsal:
         *,
         belt: Belt | None = None,
         graph: str = "auto",
+        keys: Path | None = None,
         faults: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.folder, self.bundle, self.parts = folder, bundle.absolute(), list(parts)
         self.belt, self.graph, self.faults = belt or Belt(), graph, list(faults)
+        self.trust = "allow_unsigned = true" if keys is None else f"keys = {json.dumps(str(keys.absolute()))}"
         self.sockets = Path(tempfile.mkdtemp(prefix="beltline-"))  # socket paths are limited to 107 bytes
         self.broker_port = _free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -275,6 +278,7 @@ name = "station"
 [bundle]
 path = {json.dumps(str(self.bundle))}
 graph = "{self.graph}"
+{self.trust}
 
 [source]
 kind = "belt"

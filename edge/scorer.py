@@ -223,12 +223,16 @@ class Scorer:
 
 
 def choose_scorer(
-    bundle: Bundle, wanted: GraphName | Literal["auto"], threads: int = 1, class_index: int = 0
+    bundle: Bundle,
+    wanted: GraphName | Literal["auto"],
+    threads: int = 1,
+    class_index: int = 0,
+    first: GraphName | None = None,
 ) -> Scorer:
     """The scorer for a graph; for "auto" a reduced graph, and float where none gives its golden answers here.
 
     Nothing is measured for the choice: each graph has a threshold of its own, which must not change with a restart.
-    `beltline doctor` measures.
+    `beltline install` measures, and its choice is tried `first`.
 
     Raises:
         ScorerError: the graph is not in the bundle, or cannot be trusted on this box.
@@ -243,7 +247,7 @@ def choose_scorer(
             'Set graph = "auto" in [bundle].'
         )
     problems: list[str] = []
-    for name in preferred(offered):
+    for name in sorted(preferred(offered), key=lambda name: name != first):
         try:
             return Scorer(bundle, name, threads, class_index)
         except ScorerError as error:  # noqa: PERF203 - two turns

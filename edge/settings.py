@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from edge.bundle import SCORE_LIMIT
 from edge.errors import BeltlineError
 from edge.journal import KEEP
+from edge.signature import KEY_FOLDER
 from firmware_bridge.link.settings import LinkSettings
 from firmware_bridge.modbus.settings import ModbusSettings
 from firmware_bridge.mqtt.settings import FileName, MqttSettings, TopicLevel
@@ -47,11 +48,21 @@ class Station(Table):
 class BundleChoice(Table):
     """What is inspected, and by which rendering of the model."""
 
-    path: FileName = Field(title="Bundle", description="the .bundle file or folder that `beltline compile` wrote")
+    path: FileName | None = Field(
+        None,
+        title="Bundle",
+        description="a .bundle file or folder to run as it is; unset = what `beltline install` put in place",
+    )
+    keys: FileName = Field(
+        KEY_FOLDER, title="Keys", description="folder of the public keys (NAME.pub) whose bundles are accepted"
+    )
+    allow_unsigned: bool = Field(
+        False, title="Allow unsigned", description="accept a bundle that carries no signature at all"
+    )
     graph: Literal["auto", "float", "int8"] = Field(
         "auto",
         title="Graph",
-        description="auto = int8 where the bundle has it and its golden answers come out here; see `beltline doctor`",
+        description="auto = the one chosen at the install by its speed here; for a `path` a reduced graph, else float",
     )
     recipe: str = Field(
         "default", pattern=r"^[^\p{Cc}]{1,100}$", title="Recipe", description="name that goes into every verdict"
@@ -70,6 +81,13 @@ class BundleChoice(Table):
         description="reject above this score; unset = the bundle's own threshold for the graph",
     )
     threads: int = Field(1, ge=1, le=64, title="Threads", description="processor threads that score one frame")
+    trial_parts: int = Field(
+        100,
+        ge=1,
+        le=1_000_000,
+        title="Trial",
+        description="parts that a newly installed bundle must judge without fault, else the former one comes back",
+    )
 
 
 class FolderSource(Table):
@@ -168,6 +186,12 @@ class Paths(Table):
         title="Parts kept",
         description="outcomes kept in the journal, about 0.5 kB each; older ones go",
     )
+    bundles: FileName = Field(
+        Path("/var/lib/beltline/bundles"), title="Bundles", description="folder of what `beltline install` put in place"
+    )
+    engines: FileName = Field(
+        Path("/var/lib/beltline/engines"), title="Engines", description="folder of what this box made for its bundles"
+    )
     control: FileName = Field(
         Path("/run/beltline/control.sock"), title="Control socket", description="what `beltline status` talks to"
     )
@@ -177,7 +201,7 @@ class Settings(Table):
     """One station."""
 
     station: Station = Field(Station(), title="Station")
-    bundle: BundleChoice = Field(title="Bundle")
+    bundle: BundleChoice = Field(BundleChoice(), title="Bundle")
     source: Source = Field(title="Source")
     reject: Reject = Field(NoReject(), title="Reject path")
     mqtt: MqttSettings | None = Field(None, title="MQTT")

@@ -7,22 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from edge.bench import BenchPath
-from edge.bundle import read_bundle
 from edge.control import ControlServer
+from edge.errors import BeltlineError
 from edge.journal import Journal
 from edge.journal_file import unusable
 from edge.judge import Judge, Judged
+from edge.load import Loaded, bundle_path, load
 from edge.lock import hold
-from edge.reject import make_path, too_slow
-from edge.scorer import choose_scorer, slow_step_ms
+from edge.reject import make_path
 from edge.settings import Settings, SettingsError
 from edge.sources import PictureSource, open_source
 from edge.sources.folder import Folder
 from edge.sources.replay import Replay
 from edge.sources.video import Video
 from edge.station import Station
+from edge.trial import Trial, begin
 from edge.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -41,19 +43,8 @@ def started(
         BeltlineError: bundle, graph, source, step limit, or a journal or socket that another has or nobody can make.
 
     """
-    bundle = read_bundle(settings.bundle.path)
-    class_index = bundle.class_index(settings.bundle.class_name)
-    scorer = choose_scorer(bundle, settings.bundle.graph, settings.bundle.threads, class_index)
     bench = settings.reject.kind == "none"
-    if not bench and (problem := too_slow(settings.reject, slow_step_ms(scorer))):
-        raise SettingsError(problem)
-    own = settings.bundle.threshold
-    if own is not None and (doubt := scorer.doubt(own)):
-        log.warning("[bundle] threshold = %g in place of the bundle's %g: %s", own, scorer.threshold, doubt)
-    judge = Judge(scorer, settings.bundle.recipe, own)
     with ExitStack() as stack:
-        source = open_source(settings.source, bench=bench)
-        stack.callback(source.close)
         journal_file = settings.paths.journal
         if bench and "journal" not in settings.paths.model_fields_set:
             journal_file = Path(stack.enter_context(TemporaryDirectory(prefix="beltline-bench-"))) / "journal.db"
@@ -61,15 +52,30 @@ def started(
             raise SettingsError(f"{problem} Or set [paths] journal.")
         owned = f"{journal_file}: another station is running and writes this journal. Stop it, or set [paths] journal."
         stack.enter_context(hold(journal_file, owned))
+        trial = None if bench or settings.bundle.path else begin(settings)
+        if trial:
+            stack.enter_context(trial)
+        loaded, trial = _load(settings, trial)
+        scorer = loaded.scorer
+        own = settings.bundle.threshold
+        if own is not None and (doubt := scorer.doubt(own)):
+            log.warning("[bundle] threshold = %g in place of the bundle's %g: %s", own, scorer.threshold, doubt)
+        judge = Judge(scorer, settings.bundle.recipe, own)
+        source = open_source(settings.source, bench=bench)
+        stack.callback(source.close)
         journal = Journal(journal_file, dry_run=dry_run or bench, keep=settings.paths.journal_parts)
         path = _bench(source) if bench else make_path(settings.reject, journal, inhibit=dry_run)
-        station = Station(judge, source, path, journal, watchdog=Watchdog(), on_judged=on_judged)
+        station = Station(judge, source, path, journal, watchdog=Watchdog(), on_judged=on_judged, trial=trial)
         if isinstance(path, BenchPath):
             path.on_end = station.stop
         if not bench or "control" in settings.paths.model_fields_set:
             control = ControlServer(
                 settings.paths.control,
-                {"status": station.status, "ack": station.acknowledge, "jog-gate": path.jog_gate},
+                {
+                    "status": lambda: _status(station, loaded, trial),
+                    "ack": station.acknowledge,
+                    "jog-gate": path.jog_gate,
+                },
             )
             control.open()
             stack.callback(control.close)
@@ -77,7 +83,25 @@ def started(
         stack.callback(journal.close)
         path.open()
         stack.callback(path.close)  # first, so that its last outcomes still reach the journal
+        if trial:
+            trial.inspecting = True
         yield station
+
+
+def _load(settings: Settings, trial: Trial | None) -> tuple[Loaded, Trial | None]:
+    """What the station scores with; the former bundle, and no trial, where the one on trial cannot be used."""
+    path = bundle_path(settings)
+    try:
+        return load(settings, path), trial
+    except BeltlineError as error:
+        if trial is None:
+            raise
+        trial.leave(str(error))
+    return load(settings, bundle_path(settings)), None
+
+
+def _status(station: Station, loaded: Loaded, trial: Trial | None) -> dict[str, Any]:
+    return station.status() | {"signature": loaded.signature, "trial": trial.progress if trial else None}
 
 
 def _bench(source: PictureSource) -> BenchPath:

@@ -24,6 +24,7 @@ from edge.judge import Judge, Judged
 from edge.reject import LONGEST_PAUSE_MS
 from edge.scorer import ScorerError
 from edge.sources import PictureSource
+from edge.trial import Trial
 from edge.watchdog import Watchdog
 from firmware_bridge.parts import Outcome, PartId, Reason, Trigger
 from firmware_bridge.reject_path import RejectPath
@@ -47,7 +48,10 @@ class StationError(BeltlineError):
 
 
 class Station:
-    """One station. `on_judged` sees every part after the decision has left; it must be quick."""
+    """One station. `on_judged` sees every part after the decision has left; it must be quick.
+
+    Where the bundle is on `trial`, the station ends when that fails.
+    """
 
     def __init__(
         self,
@@ -58,11 +62,12 @@ class Station:
         *,
         watchdog: Watchdog,
         on_judged: Callable[[Judged], None] | None = None,
+        trial: Trial | None = None,
     ) -> None:
         self.judge, self.source, self.path, self.journal = judge, source, path, journal
         self._counters: Counter[str] = Counter()
         self._counting = threading.Lock()
-        self._watchdog, self._on_judged = watchdog, on_judged
+        self._watchdog, self._on_judged, self._trial = watchdog, on_judged, trial
         self._triggers: queue.Queue[Trigger] = queue.Queue()  # SimpleQueue.get hangs on a signal before Python 3.13
         self._stopping = False  # no Event: `stop` may interrupt whatever the main thread does
         self._sick = ""  # why the self-test failed
@@ -134,6 +139,10 @@ class Station:
             self._count("late verdict")
         if self._on_judged:
             self._on_judged(judged)
+        if self._trial:
+            self._trial.judged(verdict, in_time=in_time)
+            if self._trial.failed:
+                self.stop()
 
     def _frame(self, trigger: Trigger) -> Frame:
         while (frame := self.source.frame(trigger, WAIT_S)) is None:
@@ -156,6 +165,9 @@ class Station:
                 log.error("inspection stops: %s", error)  # noqa: TRY400 - the message says it all
             self._sick = str(error)
             self._count("self-test failed")
+            if self._trial:
+                self._trial.fault(str(error))
+                self.stop()
         self._collect(COLLECT_S)
 
     def _collect(self, every_s: float) -> None:

@@ -10,9 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edge.bundle import BundleError, read_bundle
+from edge.bundle import read_bundle
 from edge.console import console as make_console
 from edge.doctor import examine
+from edge.errors import BundleError
+from edge.installed import InstalledError
+from edge.load import bundle_path
 from edge.settings import load_settings
 
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
@@ -31,13 +34,14 @@ def doctor(
     """Say what this box has and what it lacks; exit code 1 when something needed is missing."""
     settings = load_settings(station) if station else None
     opened = None
-    file = bundle or (settings.bundle.path if settings else None)
     problem = ""
-    if file:
-        try:
+    try:
+        if file := bundle or (bundle_path(settings) if settings else None):
             opened = read_bundle(file)
-        except BundleError as error:
-            problem = str(error)
+    except InstalledError:
+        pass  # stands among the findings
+    except BundleError as error:
+        problem = str(error)
     console = make_console()
     findings = [finding._asdict() for finding in examine(settings, opened)]
     if problem:

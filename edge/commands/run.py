@@ -18,6 +18,7 @@ from edge.check import check_station
 from edge.console import console as make_console
 from edge.errors import BeltlineError
 from edge.judge import Judged
+from edge.load import bundle_path
 from edge.services import SERVICES
 from edge.settings import Settings, load_settings
 from edge.start import started
@@ -96,7 +97,7 @@ def _row(judged: Judged) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]], settings: Settings) -> Table:
     table = Table("part", "picture", "decision", "reason", "score", "threshold", "ms", title="bench")
-    table.caption = f"bundle {settings.bundle.path.name}; soft triggers, nothing was rejected"
+    table.caption = f"bundle {bundle_path(settings).name}; soft triggers, nothing was rejected"
     colours = {"ACCEPT": "green", "REJECT": "red", "FAULT": "yellow"}
     for number, row in enumerate(rows, 1):
         table.add_row(

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compile.bundle_writer import BundleWriteError, check_writable, pack, replacing, to_json, write_bundle
+from compile.bundle_writer import BundleWriteError, check_writable, replacing, to_json, write_bundle
 from compile.features import ScratchError, on_disk
 from compile.pipeline import Compiled
+from edge.archive import pack
 from edge.bundle import read_bundle
 from edge.scorer import ScorerError
 

@@ -35,7 +35,7 @@ def problems(tmp_path: Path, make_bundle: Callable[..., Path], make_parts: Calla
 
     def problems(bundle: str = "", source: str = FOLDER, rest: str = PATHS) -> dict[str, str]:
         file = tmp_path / "station.toml"
-        file.write_text(f'[bundle]\npath = "tiny.bundle"\n{bundle}\n{source}\n{rest}')
+        file.write_text(f'[bundle]\npath = "tiny.bundle"\nallow_unsigned = true\n{bundle}\n{source}\n{rest}')
         return {finding.what: finding.found for finding in check_station(load_settings(file)) if not finding.ok}
 
     return problems

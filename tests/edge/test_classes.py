@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.bundle import BundleError, read_bundle
+from edge.bundle import read_bundle
 from edge.check import check_station
 from edge.cli import FAILED, OK, main
 from edge.doctor import chosen_class, graphs
+from edge.errors import BundleError
 from edge.scorer import Scorer, ScorerError
 from edge.settings import load_settings
 
@@ -169,7 +170,7 @@ def test_a_threshold_is_doubted_by_the_golden_inputs_of_its_class(make_bundle: M
 
 def station(folder: Path, class_name: str) -> Path:
     file = folder / "station.toml"
-    file.write_text(f'[bundle]\npath = "tiny.bundle"\n{class_name}\n[source]\nkind = "folder"\npath = "parts"\n')
+    file.write_text(f'[bundle]\npath = "tiny.bundle"\nallow_unsigned = true\n{class_name}\n[source]\nkind = "folder"\npath = "parts"\n')
     return file
 
 

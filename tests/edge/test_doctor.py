@@ -30,6 +30,7 @@ from firmware_bridge.modbus import registers as r
 STATION = """
 [bundle]
 path = "{bundle}"
+allow_unsigned = true
 [source]
 kind = "folder"
 path = "."

@@ -42,7 +42,7 @@ def station_file(tmp_path: Path, make_bundle: Callable[..., Path], make_parts: C
     make_parts(128, 250)
     file = tmp_path / "station.toml"
     file.write_text(
-        '[bundle]\npath = "tiny.bundle"\n[source]\nkind = "folder"\npath = "parts"\n'
+        '[bundle]\npath = "tiny.bundle"\nallow_unsigned = true\n[source]\nkind = "folder"\npath = "parts"\n'
         f'[paths]\njournal = "journal.db"\ncontrol = "control.sock"\n{LINK}'
     )
     return file

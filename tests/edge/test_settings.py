@@ -55,7 +55,7 @@ def test_a_whole_station(load: Callable[[str], Settings], tmp_path: Path) -> Non
     ("text", "parts"),
     [
         (BUNDLE, ["[source] is missing. Add this table, with kind: folder, video, camera, belt."]),
-        ("", ["[source] is missing", "[bundle] is missing. Add this table, with path."]),
+        ("", ["[source] is missing"]),
         (BUNDLE + FOLDER + "[sorce]\n", ["unknown key 'sorce'", "did you mean 'source'?"]),
         (BUNDLE + 'grph = "int8"\n' + FOLDER, ["[bundle]", "'grph'", "'int8'", "did you mean 'graph'?"]),
         (BUNDLE + 'graph = "int4"\n' + FOLDER, ["[bundle] graph = 'int4'", "'auto', 'float' or 'int8'"]),
