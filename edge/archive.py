@@ -38,6 +38,8 @@ def read_files(path: Path) -> dict[str, bytes]:
         files = _read_folder(path) if path.is_dir() else _unpack(path, _read_archive(path))
     except FileNotFoundError:
         raise BundleError(f"{path}: no such bundle. Give the path that `beltline compile -o` wrote.") from None
+    except PermissionError:
+        raise BundleError(f"{path}: this user may not read it. Copy it to where the user may.") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: not a readable bundle ({error}). Copy it again.") from error
     for name in files:

@@ -141,13 +141,13 @@ def listed_keys(folder: Path) -> list[Listed]:
 def _read(file: Path, *, forbidden: int) -> bytes:
     """The content of a regular file that others have no `forbidden` rights to."""
     try:
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # noqa: PTH123 - a pipe must not block
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise KeyFileError(f"{file}: no file. Give the path of a key.")
-            if status.st_mode & forbidden:
-                wrong, right = ("read", "600") if forbidden == 0o077 else ("change", "644")
-                raise KeyFileError(f"{file}: others may {wrong} it. Take the right away: chmod {right} {file}")
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"{file}: no file. Give the path of a key.")
+        if status.st_mode & forbidden:
+            wrong, right = ("read", "600") if forbidden == 0o077 else ("change", "644")
+            raise KeyFileError(f"{file}: others may {wrong} it. Take the right away: chmod {right} {file}")
+        with file.open("rb") as stream:
             return stream.read(LARGEST)
     except OSError as error:
         raise KeyFileError(

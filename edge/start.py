@@ -56,6 +56,8 @@ def started(
         if trial:
             stack.enter_context(trial)
         loaded, trial = _load(settings, trial)
+        if loaded.signature == "unsigned":
+            log.warning("the bundle is unsigned: nobody knows who made it; [bundle] allow_unsigned lets it run")
         scorer = loaded.scorer
         own = settings.bundle.threshold
         if own is not None and (doubt := scorer.doubt(own)):

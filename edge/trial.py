@@ -91,8 +91,8 @@ class Trial:
         elif self.failed:
             former = switch_back(self._settings, self._identity, self.failed)
             raise TrialError(
-                f"bundle {self._identity[:12]} failed its trial: {self.failed}. Bundle {former[:12]} is in place "
-                "again: start the station again."
+                f"bundle {self._identity[:12]} failed its trial: {self.failed}. Bundle {former[:12]} is in place: "
+                "start the station again."
             )
         elif kind is None or not self.inspecting:
             _mark(self._settings, self._identity, running=False)

@@ -59,7 +59,8 @@ def test_a_bundle_is_tried_on_a_folder(
 ) -> None:
     station = tmp_path / "station.toml"
     station.write_text(
-        f'[bundle]\npath = "{make_bundle()}"\nallow_unsigned = true\n[source]\nkind = "folder"\npath = "{make_parts(128, 250, 128)}"\n'
+        f'[bundle]\npath = "{make_bundle()}"\nallow_unsigned = true\n'
+        f'[source]\nkind = "folder"\npath = "{make_parts(128, 250, 128)}"\n'
     )
     checked = box("beltline", "run", "--check", str(station))
     assert checked.returncode == 0, checked.stdout + checked.stderr

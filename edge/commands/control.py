@@ -76,6 +76,9 @@ def _render(status: dict[str, Any]) -> Group:
     head.add_row("belt", "may run" if path["permit"] else "no permit")
     head.add_row("reject path", ("ready" if path["ready"] else "not ready") if path["connected"] else "not connected")
     head.add_row("bundle", f"{status['bundle'][:12]}, graph {status['graph']}, recipe {status['recipe']}")
+    head.add_row("signature", Text(status["signature"], style="yellow" if status["signature"] == "unsigned" else ""))
+    if status["trial"]:
+        head.add_row("trial", Text(status["trial"]))
     head.add_row("threshold", f"{status['threshold']:.6g}")
     head.add_row("journal", "disk fails: held in memory" if status["journal"]["failing"] else "on disk")
     if total["p50"] is not None:

@@ -144,7 +144,8 @@ def test_a_station_runs_the_class_that_it_names(
     scores = {}
     for index, name in enumerate(both.bundle.manifest.classes):
         file.write_text(
-            f'[bundle]\npath = "{both.bundle.path}"\nallow_unsigned = true\nclass_name = "{name}"\n[source]\nkind = "folder"\npath = "parts"\n'
+            f'[bundle]\npath = "{both.bundle.path}"\nallow_unsigned = true\n'
+            f'class_name = "{name}"\n[source]\nkind = "folder"\npath = "parts"\n'
         )
         assert main(["run", "--json", str(file)]) == OK
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

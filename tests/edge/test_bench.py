@@ -29,7 +29,9 @@ def station_file(tmp_path: Path, make_bundle: Callable[..., Path], make_parts: C
     (folder / "20dir.png").mkdir()
     (folder / "003.png").write_bytes((folder / "000.png").read_bytes()[:-20])
     file = tmp_path / "station.toml"
-    file.write_text('[bundle]\npath = "tiny.bundle"\nallow_unsigned = true\n[source]\nkind = "folder"\npath = "parts"\n')
+    file.write_text(
+        '[bundle]\npath = "tiny.bundle"\nallow_unsigned = true\n[source]\nkind = "folder"\npath = "parts"\n'
+    )
     return file
 
 

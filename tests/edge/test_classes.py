@@ -170,7 +170,10 @@ def test_a_threshold_is_doubted_by_the_golden_inputs_of_its_class(make_bundle: M
 
 def station(folder: Path, class_name: str) -> Path:
     file = folder / "station.toml"
-    file.write_text(f'[bundle]\npath = "tiny.bundle"\nallow_unsigned = true\n{class_name}\n[source]\nkind = "folder"\npath = "parts"\n')
+    file.write_text(
+        f'[bundle]\npath = "tiny.bundle"\nallow_unsigned = true\n'
+        f'{class_name}\n[source]\nkind = "folder"\npath = "parts"\n'
+    )
     return file
 
 
