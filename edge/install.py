@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.bundle import Bundle
-from edge.durable import write_file
+from edge.durable import sync_folder, write_file
 from edge.errors import BeltlineError
 from edge.installed import Event, State, Trial, archive, changing, installed_now, now, save, tidy
 from edge.load import load, open_bundle
@@ -127,6 +127,7 @@ def _alone(folder: Path) -> Iterator[None]:
         raise InstallError(f"{there}: belongs to {name}, as whom the station runs. Use: sudo -u {name} beltline ...")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
     except OSError as error:
         raise InstallError(f"{folder}: cannot be made ({error.strerror}). Use sudo, or set [paths] bundles.") from None
     with hold(folder / "install", f"{folder}: another install is running. Wait until it has ended."):

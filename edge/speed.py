@@ -19,7 +19,7 @@ import onnxruntime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edge.bundle import Bundle, GraphName
-from edge.durable import write_file
+from edge.durable import sync_folder, write_file
 from edge.scorer import Scorer, ScorerError, preferred
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,7 @@ def write_speed(engines: Path, identity: str, speed: Speed) -> None:
     """Keep it beside the bundle. Raises OSError when the disk refuses."""
     folder = engines / identity
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(engines)
     write_file(folder / "speed.json", speed.model_dump_json(indent=1).encode())
 
 

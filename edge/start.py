@@ -52,10 +52,10 @@ def started(
             raise SettingsError(f"{problem} Or set [paths] journal.")
         owned = f"{journal_file}: another station is running and writes this journal. Stop it, or set [paths] journal."
         stack.enter_context(hold(journal_file, owned))
-        trial = None if bench or settings.bundle.path else begin(settings)
+        bundle, trial = (bundle_path(settings), None) if bench or settings.bundle.path else begin(settings)
         if trial:
             stack.enter_context(trial)
-        loaded, trial = _load(settings, trial)
+        loaded, trial = _load(settings, bundle, trial)
         if loaded.signature == "unsigned":
             log.warning("the bundle is unsigned: nobody knows who made it; [bundle] allow_unsigned lets it run")
         scorer = loaded.scorer
@@ -90,9 +90,8 @@ def started(
         yield station
 
 
-def _load(settings: Settings, trial: Trial | None) -> tuple[Loaded, Trial | None]:
+def _load(settings: Settings, path: Path, trial: Trial | None) -> tuple[Loaded, Trial | None]:
     """What the station scores with; the former bundle, and no trial, where the one on trial cannot be used."""
-    path = bundle_path(settings)
     try:
         return load(settings, path), trial
     except BeltlineError as error:

@@ -11,17 +11,19 @@ trial_parts` parts. The former bundle comes back when, before that,
 - the station ends otherwise than by being told to: a crash, a kill by the watchdog, a power cut. That it had begun
   stands on disk since before the bundle was opened, so the next start finds it.
 
-A station that is stopped in the middle begins the trial anew at its next start. These rules are ours.
+A station that is stopped in the middle begins the trial anew at its next start. A bench takes no part. These rules are
+ours.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from types import TracebackType
 
 from edge.errors import BeltlineError, BundleError
-from edge.installed import Event, InstalledError, State, archive, changing, now, save
+from edge.installed import Event, InstalledError, State, archive, changing, installed_now, now, save
 from edge.load import open_bundle
 from edge.settings import Settings
 from firmware_bridge.parts import Reason, Verdict
@@ -109,31 +111,38 @@ class Trial:
             log.warning("the trial is passed, but that cannot be written down: %s", error)
 
 
-def begin(settings: Settings) -> Trial | None:
-    """The trial of the installed bundle, which is then marked as running; None where none is on trial.
+def begin(settings: Settings) -> tuple[Path, Trial | None]:
+    """The installed bundle, and its trial where it is on one, which is then marked as running.
 
-    Where the last start of the trial ended without notice, the former bundle comes back instead.
+    Where the last start of the trial ended without notice, the former bundle comes back first.
+
+    Raises:
+        InstalledError: nothing is installed.
+
     """
     folder = settings.paths.bundles
-    try:
-        with changing(folder) as state:
-            pass
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.warning("%s: a trial cannot be kept: %s", folder, error)
-        return None
-    if state is None or state.trial is None:
-        return None
-    if state.trial.running:
+    state = _settled(folder)
+    if state.trial and state.trial.running:
         try:
             switch_back(settings, state.current, "the station ended without notice: a crash, a kill or a power cut")
+            state = installed_now(folder)
         except (BundleError, OSError) as error:
             log.error("the station ended without notice during the trial, and goes on with it: %s", error)  # noqa: TRY400
-        else:
-            return None
+    if state.trial is None:
+        return archive(folder, state.current), None
     _mark(settings, state.current, running=True)
-    return Trial(settings, state.current)
+    return archive(folder, state.current), Trial(settings, state.current)
+
+
+def _settled(folder: Path) -> State:
+    """What is installed, with the links that belong to it where the disk takes them."""
+    try:
+        with changing(folder) as state:
+            if state:
+                return state
+    except OSError as error:
+        log.warning("%s: %s", folder, error.strerror)
+    return installed_now(folder)
 
 
 def switch_back(settings: Settings, identity: str, why: str) -> str:

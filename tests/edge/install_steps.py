@@ -111,10 +111,10 @@ def look(told: dict[str, Any]) -> None:
 
 def boot(told: dict[str, Any]) -> None:
     """What a station does at its start and at its end."""
-    trial = begin(settings)
+    bundle, trial = begin(settings)
     if trial:
         with trial:
-            load(settings, bundle_path(settings))
+            load(settings, bundle)
     told["runs"] = load(settings, bundle_path(settings)).scorer.bundle.id
     told["links"] = {
         name: str((settings.paths.bundles / name).readlink())

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from edge.install import install
-from edge.installed import State, archive, read_state
+from edge.installed import InstalledError, State, archive, read_state
 from edge.settings import Settings, load_settings
 from edge.start import started
 from edge.trial import TrialError, begin
@@ -82,14 +82,15 @@ GOOD = verdict(Reason.SCORE_BELOW_THRESHOLD)
 
 
 def test_without_an_install_or_a_trial_there_is_none(box: Box) -> None:
-    assert begin(box.settings) is None
-    box.install(1)
-    assert begin(box.settings) is None
+    with pytest.raises(InstalledError, match="nothing is installed"):
+        begin(box.settings)
+    first = box.install(1)
+    assert begin(box.settings) == (archive(box.settings.paths.bundles, first), None)
 
 
 def test_it_is_passed_after_so_many_parts_whatever_the_camera_lacks(box: Box) -> None:
     first, second = box.install(1), box.install(2)
-    trial = begin(box.settings)
+    _, trial = begin(box.settings)
     assert trial
     with trial:
         for reason in (Reason.NO_FRAME, Reason.NO_FRAME, Reason.NO_FRAME, Reason.SCORE_ABOVE_THRESHOLD):
@@ -100,7 +101,7 @@ def test_it_is_passed_after_so_many_parts_whatever_the_camera_lacks(box: Box) ->
     assert (box.state.current, box.state.previous, box.state.trial) == (second, first, None)
     assert box.state.last
     assert (box.state.last.bundle, box.state.last.result) == (second, "passed")
-    assert begin(box.settings) is None
+    assert begin(box.settings)[1] is None
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_three_parts_in_a_row_without_a_valid_score_in_time_bring_the_former_one
     box: Box, parts: list[tuple[Reason, bool]], why: str
 ) -> None:
     first, second = box.install(1), box.install(2)
-    trial = begin(box.settings)
+    _, trial = begin(box.settings)
     assert trial
     for reason, in_time in parts:
         assert not trial.failed
@@ -132,7 +133,7 @@ def test_three_parts_in_a_row_without_a_valid_score_in_time_bring_the_former_one
 def test_two_in_a_row_are_forgiven(box: Box) -> None:
     box.install(1)
     second = box.install(2)
-    trial = begin(box.settings)
+    _, trial = begin(box.settings)
     assert trial
     with trial:
         for reason in (Reason.BAD_SCORE, Reason.BAD_SCORE, Reason.SCORE_BELOW_THRESHOLD, Reason.BAD_SCORE):
@@ -210,7 +211,7 @@ def test_where_the_former_one_is_no_better_the_trial_goes_on(box: Box, caplog: p
 def test_an_install_during_the_trial_is_not_the_stations_business(box: Box) -> None:
     first = box.install(1)
     box.install(2)
-    trial = begin(box.settings)
+    _, trial = begin(box.settings)
     assert trial
     third = box.install(3)
     trial.fault("made up")
