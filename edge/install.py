@@ -3,8 +3,8 @@
 The order is what makes a power cut harmless: the bundle is verified in memory, written under its own id, read back,
 self-tested and measured, and only then does the state name it, at once. Before that moment the box is as it was, but
 for files that nobody names, which the next install removes; after it the new bundle is in place. A running station
-holds its bundle in memory and goes on with it until it is started again. Engines, too, will be built before the
-measurement.
+holds its bundle in memory and goes on with it until it is started again. Engines belong before the measurement; this
+beltline builds none, and graphs for TensorRT are not run.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def rollback(settings: Settings) -> State:
                     raise InstallError(f"{folder}: the station has changed what is installed. Look, and try again.")
                 save(folder, new)
         except OSError as error:
-            raise InstallError(f"{folder}: {error.strerror}: not rolled back. Free some space.") from error
+            raise InstallError(
+                f"{folder}: {error.strerror}: not rolled back. Free some space, or see to the permissions."
+            ) from error
         return new
 
 
@@ -126,10 +128,13 @@ def _alone(folder: Path) -> Iterator[None]:
         name = pwd.getpwuid(owner).pw_name
         raise InstallError(f"{there}: belongs to {name}, as whom the station runs. Use: sudo -u {name} beltline ...")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(folder.parent)
+        if there != folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder.parent)
     except OSError as error:
-        raise InstallError(f"{folder}: cannot be made ({error.strerror}). Use sudo, or set [paths] bundles.") from None
+        raise InstallError(
+            f"{folder}: cannot be made ({error.strerror}). Make it for the station's user, or set [paths]."
+        ) from None
     with hold(folder / "install", f"{folder}: another install is running. Wait until it has ended."):
         yield
 

@@ -140,6 +140,8 @@ def _settled(folder: Path) -> State:
         with changing(folder) as state:
             if state:
                 return state
+    except FileNotFoundError:
+        pass  # there is no folder
     except OSError as error:
         log.warning("%s: %s", folder, error.strerror)
     return installed_now(folder)

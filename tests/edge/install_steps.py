@@ -104,11 +104,6 @@ def first(told: dict[str, Any], step: int) -> None:
     operate()
 
 
-def look(told: dict[str, Any]) -> None:
-    state = read_state(settings.paths.bundles)
-    told["state"] = state.model_dump() if state else None
-
-
 def boot(told: dict[str, Any]) -> None:
     """What a station does at its start and at its end."""
     bundle, trial = begin(settings)
@@ -133,8 +128,10 @@ for step in [1000] if how == "trace" else range(1000):
     shutil.copytree(station.with_name("before"), state_folder, symlinks=True)
     status, told = forked(lambda told, step=step: first(told, step))
     left = sorted(str(file.relative_to(state_folder)) for file in state_folder.rglob("*"))
+    state = read_state(settings.paths.bundles)
     line = {"step": step, "status": status, "said": told.get("error", ""), "left": left}
-    for work in (look, boot, again):
+    line["state"] = state.model_dump() if state else None
+    for work in (boot, again):
         line |= forked(work)[1]
     line["trace"] = told.get("trace")
     print(json.dumps(line), flush=True)

@@ -138,6 +138,14 @@ def test_the_next_one_is_on_trial_and_an_unproven_one_is_never_gone_back_to(box:
     assert (box.bundles / "previous").resolve() == archive(box.bundles, third)
 
 
+def test_the_one_before_on_trial_again_does_not_come_back_to_itself(box: Box) -> None:
+    first, second = box.install(1), box.install(2)
+    box.passed()
+    assert box.install(1) == first
+    assert box.state().trial == Trial(back_to=second, back_previous=None)
+    assert box.files() == expected(first, second)
+
+
 def test_roll_back_swaps_two_proven_bundles_and_undoes_an_install_on_trial(box: Box) -> None:
     first, second = box.install(1), box.install(2)
     box.passed()
