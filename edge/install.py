@@ -125,7 +125,7 @@ def _alone(folder: Path) -> Iterator[None]:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     user = os.geteuid()
     if (owner := there.stat().st_uid) != user and (there == folder or user == 0):
-        name = pwd.getpwuid(owner).pw_name
+        name = _user(owner)
         raise InstallError(f"{there}: belongs to {name}, as whom the station runs. Use: sudo -u {name} beltline ...")
     try:
         if there != folder:
@@ -137,6 +137,13 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
     with hold(folder / "install", f"{folder}: another install is running. Wait until it has ended."):
         yield
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"'#{number}'"
 
 
 def _tidy(folder: Path, engines: Path) -> None:

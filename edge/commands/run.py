@@ -59,9 +59,18 @@ def run(
         logging.warning("bench: each picture is a part, triggered softly; nothing is thrown off any belt")
     if dry_run:
         logging.warning("dry run: the gate is asked to let everything pass, and nothing is meant to be rejected")
+    told: list[int] = []
+
+    def note(number: int) -> None:
+        """Told to end while it starts, it ends in order, which is no crash; told again, at once."""
+        told.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    _on_signals(note)
     with started(settings, dry_run=dry_run, on_judged=show if bench else None) as running:
-        _stop_on_signals(running.stop)
-        running.run()
+        _on_signals(lambda _: running.stop())
+        if not told:
+            running.run()
         counters = running.counters()
     if json:
         console.out(json_format.dumps({"counters": counters}))
@@ -77,9 +86,9 @@ def run(
         )
 
 
-def _stop_on_signals(stop: Callable[[], None]) -> None:
+def _on_signals(end: Callable[[int], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop())
+        signal.signal(number, lambda told, _: end(told))
 
 
 def _row(judged: Judged) -> dict[str, Any]:

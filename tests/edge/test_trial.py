@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,20 @@ def run(box: Box) -> Iterator[Callable[[], Process]]:
             running.process.kill()
             running.process.communicate()
         running.notify.close()
+
+
+def test_a_station_that_is_told_to_end_while_it_starts_has_not_crashed(box: Box) -> None:
+    box.install(1)
+    second = box.install(2)
+    process = subprocess.Popen([sys.executable, "-m", "edge.cli", "run", str(box.file)], stderr=subprocess.DEVNULL)
+    while not (box.state.trial and box.state.trial.running):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.terminate()
+    assert process.wait(60) == 0
+    state = box.state
+    assert state.trial
+    assert (state.current, state.trial.running) == (second, False)
 
 
 def test_a_killed_station_is_seen_by_the_next_start(box: Box, run: Callable[[], Process]) -> None:
