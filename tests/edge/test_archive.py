@@ -19,7 +19,7 @@ from edge.bundle import read_bundle
 from edge.errors import BundleError
 
 NAMES = st.from_regex(r"([a-z0-9][a-z._-]{0,8}/)?[a-z0-9][a-z._-]{0,20}", fullmatch=True)
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, **fields: Any) -> bytes:
