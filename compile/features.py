@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +19,12 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from torch import nn
 
 from compile.bundle_writer import replacing
 from compile.data import Skipped, UnreadableImageError, read_image
+from compile.job import Graphs
 from compile.onnx_session import open_session
 from edge.bundle import Input
 from edge.errors import BeltlineError
@@ -124,15 +127,23 @@ class Features:
         tick: Tick | None,
     ) -> None:
         """Fill one rendering, unless that was done before the process was killed."""
+        if not self._found(name, pictures):
+            self._fill(name, repeat(open_session(trunk, threads=threads, exact=exact)), pictures, tick)
+
+    def _found(self, name: str, pictures: NDArray[np.uint8]) -> bool:
         done = self._folder / f"{name}.done"
-        if done.exists():
-            shapes = enumerate(json.loads(done.read_text("utf-8")))
-            found = [np.memmap(self._path(i), np.float32, "r+", shape=tuple(shape)) for i, shape in shapes]
-            self.pictures, self.maps = len(pictures), self.maps or list(found)
-            return
-        session = open_session(trunk, threads=threads, exact=exact)
+        if not done.exists():
+            return False
+        shapes = enumerate(json.loads(done.read_text("utf-8")))
+        found = [np.memmap(self._path(i), np.float32, "r+", shape=tuple(shape)) for i, shape in shapes]
+        self.pictures, self.maps = len(pictures), self.maps or list(found)
+        return True
+
+    def _fill(
+        self, name: str, sessions: Iterator[InferenceSession], pictures: NDArray[np.uint8], tick: Tick | None
+    ) -> None:
         first = self.renderings.index(name) * len(pictures)
-        for position, picture in enumerate(pictures):
+        for position, (picture, session) in enumerate(zip(pictures, sessions, strict=False)):
             found = session.run(None, {"image": picture[None]})
             if not self.maps:
                 self.pictures = len(pictures)
@@ -143,8 +154,16 @@ class Features:
                 tick(position + 1, len(pictures))
         for array in self.maps:
             cast("np.memmap[Any, Any]", array).flush()
-        with replacing(done, json.dumps([array.shape for array in self.maps]).encode()):
+        with replacing(self._folder / f"{name}.done", json.dumps([array.shape for array in self.maps]).encode()):
             pass
+
+    def extract_in_turns(self, trunks: Graphs, pictures: NDArray[np.uint8], *, threads: int, tick: Tick | None) -> None:
+        """Fill the one rendering there is: each picture by one of these trunks, in turn."""
+        (name,) = self.renderings
+        if self._found(name, pictures):
+            return
+        sessions = [open_session(each, threads=threads, exact=key == "trt") for key, each in trunks.items()]
+        self._fill(name, cycle(sessions), pictures, tick)
 
     def _file(self, number: int, rows: int, like: NDArray[np.float32]) -> NDArray[np.float32]:
         return on_disk(self._path(number), np.dtype(np.float32), (rows, *like.shape[1:]))

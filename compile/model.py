@@ -103,6 +103,15 @@ def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) ->
     return features
 
 
+def _extract_in_turns(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) -> Features:
+    """Compute the maps of each picture by one rendering of the trunk: enough for what a student reads of it."""
+    folder = job.work / step
+    folder.mkdir(exist_ok=True)
+    features = Features(folder, ["in turns"])
+    features.extract_in_turns(trunks, pictures, threads=job.threads, tick=job.clock.ticks(step))
+    return features
+
+
 def paint_samples(
     job: Job,
     trunks: Graphs,
@@ -126,14 +135,15 @@ def paint_samples(
     covered, sources = paint_pictures(good, pictures[:painted], job.settings.seed, job.clock.ticks("paint samples"))
     pictures[painted:], real = load_defects(learned, job.spec, job.work / "defects.bin")
     covered = np.concatenate([covered, real])
-    teacher = None
     if method := find_method(job.settings.method, job.backbone).teacher:
         trunk = job.backbone.build(method.levels, job.spec.height)
         own: Graphs = {"float": export_trunk(trunk, job.spec.height)}
-        teacher = TeacherMaps(
-            extract(job, own, good, "teacher's features"), extract(job, own, pictures, "teacher's samples")
+        taught = (
+            extract(job, own, each, f"teacher's {step}") for each, step in ((good, "features"), (pictures, "samples"))
         )
-    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, sources, teacher, shown)
+        maps = _extract_in_turns(job, trunks, pictures, "samples")
+        return PaintedPictures(maps, covered, sources, TeacherMaps(*taught), shown)
+    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, sources, shown=shown)
 
 
 def fit_heads(

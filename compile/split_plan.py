@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from calibration.split import hold_out, kfold
 
-FEW_PARTS = 150
+FEW_PARTS = FEW_PICTURES = 150
 LARGEST_HELD_OUT = 0.4  # of the parts
 SMALLEST_HELD_OUT = 0.2
 MANY_PARTS = 500  # from here on held-out parts always suffice
@@ -44,7 +44,7 @@ def plan_split(groups: NDArray[np.int64], target_false_reject: float, seed: int,
     parts = int(np.unique(groups).size)
     needed = math.ceil(2 / target_false_reject)  # one rejected part expected below the largest score
     if folds or parts < FEW_PARTS or (needed > LARGEST_HELD_OUT * parts and parts < MANY_PARTS):
-        k = folds or (5 if parts < FEW_PARTS else 3)
+        k = folds or (5 if len(groups) < FEW_PICTURES else 3)
         words = (
             f"{k}-fold by physical part ({parts} parts, {len(groups)} pictures): every part is scored by a model that "
             "never saw it; the shipped model is fitted on all."

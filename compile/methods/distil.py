@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from compile.anomaly_graph import AnomalyHead
 from compile.bundle_writer import replacing
-from compile.features import FeatureFiles, Rows, on_disk, open_rows
+from compile.features import FeatureFiles, on_disk, open_rows
 from compile.job import Progress
 from compile.methods import FitError
 from compile.methods.descent import batches, descend, device, one_cycle, read
@@ -33,7 +33,7 @@ from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
 
 STEPS = 300  # at most
-PASSES, LEAST_STEPS = 4, 150  # over few painted pictures
+PASSES, LEAST_STEPS = 3, 150  # over few painted pictures
 BATCH = 8  # of good pictures, and as many with painted defects
 RATE = 2e-3
 NOISE = 0.1  # of a channel's deviation
@@ -125,9 +125,9 @@ def fit_student(
 
     Args:
         features: of good pictures, [r n, C, h, w] for strides 8 and 16: r renderings of n pictures, one after another.
-        painted: the same of pictures with painted defects.
+        painted: the same of m pictures with painted defects, each in one rendering.
         good: what the teacher says of the n good pictures.
-        odd: of the painted ones.
+        odd: of the m painted ones.
         seed: fixes the result, on one thread to the bit.
         steps: of either fit, at most.
         progress: called with (what, done, of).
@@ -140,9 +140,6 @@ def fit_student(
     count = odd.scores.shape[0]
     own = min(STEPS, max(LEAST_STEPS, PASSES * count // BATCH))
     steps = own if steps is None else min(own, steps)
-    rows = np.arange(count)
-    turns = rows + count * (rows % (painted[0].shape[0] // count))  # of each painted picture one rendering will do
-    painted = [cast("NDArray[Any]", Rows(each, turns)) for each in painted]
     usual, surprises = _surprises(varad, features, painted)
     sides = list(zip((features, painted), surprises, (good, odd), strict=True))
     units = _units(good)

@@ -17,7 +17,7 @@ def test_held_out_parts_support_the_target_without_hanging_on_the_largest_score(
     assert rank_for(len(held), target) < len(held)
 
 
-@pytest.mark.parametrize(("parts", "target", "folds"), [(30, 0.01, 5), (149, 0.2, 5), (240, 0.01, 3)])
+@pytest.mark.parametrize(("parts", "target", "folds"), [(30, 0.01, 5), (74, 0.2, 5), (149, 0.2, 3), (240, 0.01, 3)])
 def test_few_parts_for_the_target_are_cross_fitted(parts: int, target: float, folds: int) -> None:
     plan = plan_split(np.repeat(np.arange(parts), 2), target, 0)
     assert plan.cross_fitted
