@@ -39,7 +39,7 @@ from compile.evidence import Interval, TestRow
 from compile.features import load_pictures
 from compile.job import Settings
 from compile.methods.patchcore import BANK, NEIGHBOURS, POOL
-from compile.methods.registry import Samples, find_method
+from compile.methods.registry import DEFAULT_METHOD, Samples, find_method
 from compile.metrics import Difference, paired_difference, paired_pixel_difference
 from compile.onnx_session import open_session
 from compile.parity import Scored, score_all
@@ -106,6 +106,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> Result:
             size=arguments.size,
             target_false_reject=arguments.target,
             seed=arguments.seed,
+            method=DEFAULT_METHOD,
             fit_steps=arguments.fit_steps,
         )
         compiled = compile_data(settings)

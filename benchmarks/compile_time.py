@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.record import Record, budgets
 from compile.job import Settings
-from compile.methods.registry import DEFAULT_TEACHER, TAUGHT
+from compile.methods.registry import DEFAULT_METHOD
 from compile.pipeline import compile_data
 
 IMAGES = 300
@@ -34,7 +34,7 @@ def main() -> int:
         for image in images:
             (work / "good" / image.name).symlink_to(image.absolute())
         started_s = time.monotonic()
-        compiled = compile_data(Settings(work / "good", work / "x.bundle", method=f"{TAUGHT}{DEFAULT_TEACHER}"))
+        compiled = compile_data(Settings(work / "good", work / "x.bundle", method=DEFAULT_METHOD))
         minutes = (time.monotonic() - started_s) / 60
         size_mb = compiled.bundle.path.stat().st_size / 1e6
     for step, seconds in compiled.evidence.seconds.items():

@@ -39,6 +39,7 @@ from edge.errors import BeltlineError
 FOLDS = 5  # of VarAD's cross-fit
 TAUGHT = "varad-from-"  # before a teacher's name: its student
 DEFAULT_TEACHER = "inp-former-pp"
+DEFAULT_METHOD = f"{TAUGHT}{DEFAULT_TEACHER}"
 PATCH_CENTRE = 0.5  # of a patch, in patches
 Maps = Sequence[NDArray[Any]]  # one [n, C, h, w] per level of the method
 
