@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data),)
 export BELTLINE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help demo test check bench bench-methods bench-compile bench-station bench-bridge bench-calibration soak constraints clean system
+.PHONY: help demo test check bench bench-methods bench-compile bench-station bench-bridge bench-calibration bench-scans soak constraints clean system
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -28,7 +28,7 @@ check: $(VENV)/installed ## formatting, lint, types, import rules
 	$(RUN)lint-imports
 
 bench: ## every benchmark, also after one missed its budget; tables go to benchmarks/results/
-	$(MAKE) --keep-going bench-methods bench-compile bench-station bench-bridge bench-calibration
+	$(MAKE) --keep-going bench-methods bench-compile bench-station bench-bridge bench-calibration bench-scans
 
 bench-methods: $(VENV)/installed ## every method side by side on the labelled data sets of BELTLINE_DATA
 	$(RUN)python -m benchmarks.methods
@@ -44,6 +44,9 @@ bench-bridge: out/demo/surface.bundle ## the wires: codec, recovery of link and 
 
 bench-calibration: $(VENV)/installed ## coverage of thresholds and speed of the pure functions
 	$(RUN)python -m benchmarks.calibration
+
+bench-scans: $(VENV)/installed ## the front end for scans: time of each step on one core
+	$(RUN)python -m benchmarks.scans
 
 MINUTES ?= 60
 soak: out/demo/surface.bundle ## the line for MINUTES=60: memory, outcomes, latency

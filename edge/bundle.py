@@ -89,6 +89,28 @@ class Input(Strict):
     source: Source
 
 
+class ScanSource(Strict):
+    """The scans that the bundle was made from; one outside these ranges is not inspected."""
+
+    height: Span  # smallest, largest
+    width: Span
+    unit: Literal["m", "mm"]  # of the files
+    distance_mm: tuple[Finite, Finite]  # smallest, largest median of z
+
+
+class ScanInput(Strict):
+    """The tensors that the front end makes of a scan: see `edge.organised_scan.front_end`."""
+
+    front_end: Literal["organised_scan"] = "organised_scan"
+    front_end_version: Literal[1] = 1
+    height: int = Field(ge=32, le=1024)
+    width: int = Field(ge=32, le=1024)
+    background: Literal["belt", "none"]
+    fpfh_cells: int = Field(0, ge=0, le=128)  # a side of its grid; 0: none
+    fpfh_neighbours: int = Field(32, ge=4, le=128)
+    source: ScanSource
+
+
 class Graph(Strict):
     """One rendering of the model. The `float` graph is always there; reduced ones only when they proved themselves."""
 

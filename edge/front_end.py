@@ -71,12 +71,19 @@ def _check(image: NDArray[np.uint8] | NDArray[np.uint16], spec: Input) -> None:
     expected = np.uint8 if source.white == 255 else np.uint16
     if image.dtype != expected:
         raise FrameError(f"samples of {image.dtype}, the bundle was made from {np.dtype(expected)}")
-    height, width = image.shape[:2]
-    (low_h, high_h), (low_w, high_w) = source.height, source.width
-    if not (low_h <= height <= high_h and low_w <= width <= high_w):
-        raise FrameError(
-            f"{width}x{height} pixels, the bundle was made from {_span(low_w, high_w)}x{_span(low_h, high_h)}"
-        )
+    check_size(image.shape[:2], source.height, source.width, "pixels")
+
+
+def check_size(found: tuple[int, ...], heights: tuple[int, int], widths: tuple[int, int], what: str) -> None:
+    """Compare a height and width with the bundle's ranges, both ends included.
+
+    Raises:
+        FrameError: it lies outside.
+
+    """
+    height, width = found
+    if not (heights[0] <= height <= heights[1] and widths[0] <= width <= widths[1]):
+        raise FrameError(f"{width}x{height} {what}, the bundle was made from {_span(*widths)}x{_span(*heights)}")
 
 
 def _span(low: int, high: int) -> str:
