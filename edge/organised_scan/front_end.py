@@ -72,11 +72,13 @@ def organised_scan(points: NDArray[np.float32], spec: ScanInput) -> Prepared:
     grid = resample(points, known, spec.height, spec.width, noise)
     if not grid.known.any():
         raise FrameError(f"the part is smaller than a place of the graph's grid of {spec.width}x{spec.height}")
-    centre = (grid.points.sum(axis=(0, 1), dtype=np.float64) / grid.known.sum()).astype(np.float32)
+    mask = grid.known.view(np.uint8)
+    centre = np.array(cv2.mean(grid.points, mask))  # four numbers: a scalar of OpenCV
     geometry = _geometry(grid, plane, noise)
-    shown = grid.known.astype(np.float32)
-    scan = (grid.points - centre) * shown[..., None]
-    return Prepared(scan, shown, geometry, _fpfh(scan, geometry[..., 1:4], spec), centre, noise)
+    scan = np.zeros_like(grid.points)
+    cv2.subtract(grid.points, centre, scan, mask)
+    described = _fpfh(scan, geometry[..., 1:4], spec)
+    return Prepared(scan, grid.known.astype(np.float32), geometry, described, centre[:3].astype(np.float32), noise)
 
 
 def _check(points: NDArray[np.float32], spec: ScanInput) -> NDArray[np.bool_]:

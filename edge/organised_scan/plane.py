@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge.organised_scan.noise import TO_SIGMA
 
 SAMPLE = 1000  # points that are looked at
-HYPOTHESES = 200  # planes through three points, half of them through three near the border: a belt shows there
+HYPOTHESES = 128  # planes through three points, half of them through three near the border: a belt shows there
 BORDER = 0.1  # of the sides
 WITHIN = 4.0  # times the noise: a point on the plane
 BEHIND = 4  # points on the belt that one behind outweighs: a flat part may be five times what shows of the belt
