@@ -23,6 +23,7 @@ from compile.work import work_path
 from edge.bundle import Bundle
 from edge.keys import read_private
 from edge.signature import short, signer
+from edge.scans.unit import Unit
 
 
 def compile_bundle(  # noqa: PLR0917 - the command line
@@ -75,6 +76,9 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
+    unit: Annotated[
+        Unit | None, typer.Option(help="Unit of scans: m or mm.", show_default="from what they span")
+    ] = None,
     learn_defects: Annotated[
         int,
         typer.Option(
@@ -112,6 +116,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         fit_steps=fit_steps,
         backbone=backbone,
         learn_defects=learn_defects,
+        unit=unit,
         more=tuple(data[1:]),
     )
     with ended_well(as_json=as_json, work=work_path(output)) as tick:

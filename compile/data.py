@@ -2,7 +2,8 @@
 
 Two layouts: MVTec AD style (`train/good`, and where there are some `test/<kind>` with their masks
 `ground_truth/<kind>/<name>_mask.png`), or one flat folder of good images. JPEG, PNG, BMP and TIFF; grey, colour or
-colour with alpha; 8 or 16 bits.
+colour with alpha; 8 or 16 bits. Scans, with or without pictures, in the same layouts and that of MVTec 3D-AD
+(`compile.scan_files`).
 
 Failure modes: a damaged file or one that is no image (`edge.picture` decodes here and on the box alike, to RGB); a
 blank picture; a set that mixes channels or bit depths, where the larger part decides, as one camera gives one format; a
@@ -13,6 +14,7 @@ decided once for the whole set, as a dark part must look dark.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,10 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.split import near_duplicates, thumbnail
+from compile.listing import Skipped, list_files
+from compile.scan_data import Scans, look_at_scans
+from compile.scan_files import Found, find_scans
 from edge.bundle import Source
 from edge.errors import BeltlineError
 from edge.front_end import BLANK_RANGE, FrameError
 from edge.picture import Picture, decode
+from edge.scans.unit import Unit
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 FEWEST_PARTS = 20  # below it no threshold can be set
@@ -43,11 +49,6 @@ class DataError(BeltlineError):
 
 class UnreadableImageError(ValueError):
     """The file is not a usable picture; the message is the reason."""
-
-
-class Skipped(NamedTuple):
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,9 @@ class LabelledImage:
 class DataSet:
     """What a folder holds. `groups[i]` names the physical part that `good[i]` shows.
 
+    A set of scans with pictures lists its pictures, and `scans` knows the scan of each; a set of scans alone lists the
+    scans, and has no `source` of pictures.
+
     Where there are test pictures, `looks` numbers the part that each picture shows by its looks; `learned` are the
     labelled defects that a method learns from (`compile.learned_defects`), which are no test pictures then.
     """
@@ -76,12 +80,28 @@ class DataSet:
     good: list[Path]
     groups: NDArray[np.int64]  # [n]
     test: list[LabelledImage]
-    source: Source
+    source: Source | None
     longer_side: int  # of the largest image, pixels
     skipped: list[Skipped] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     looks: dict[Path, int] = field(default_factory=dict)
     learned: list[LabelledImage] = field(default_factory=list)
+    scans: Scans | None = None
+
+    @property
+    def pictures(self) -> Source:
+        """What the pictures are like.
+
+        Raises:
+            DataError: there are only scans.
+
+        """
+        if self.source is None:
+            raise DataError(
+                f"{self.folder}: holds scans without pictures, and this method looks at pictures. Put the pictures "
+                "into rgb/ beside xyz/, or beside the scans under their names."
+            )
+        return self.source
 
     @property
     def parts(self) -> int:
@@ -117,7 +137,10 @@ class _Seen(NamedTuple):
 
 
 def read_data(
-    folder: Path, group_by: str = "near-duplicates", tick: Callable[[int, int], None] | None = None
+    folder: Path,
+    group_by: str = "near-duplicates",
+    tick: Callable[[int, int], None] | None = None,
+    unit: Unit | None = None,
 ) -> DataSet:
     """Look at every file of a folder once.
 
@@ -126,6 +149,7 @@ def read_data(
         group_by: which images show the same physical part: `near-duplicates`, `folder` (one folder per part), or a
             regular expression on the file name whose first group (or whole match) names the part.
         tick: told (files done, files in all).
+        unit: of scans; None to tell it from what they span.
 
     Raises:
         DataError: no such folder, no readable image, or too few good ones.
@@ -137,20 +161,27 @@ def read_data(
     layout: Literal["mvtec", "flat"] = "mvtec" if good_folder.is_dir() else "flat"
     if layout == "flat" and (folder / "train").is_dir():
         raise DataError(f"{folder}: has train/ but no train/good/. Put the good images into {good_folder}.")
-    files, skipped = _images(
-        good_folder if layout == "mvtec" else folder, deep=layout == "mvtec" or group_by == "folder"
-    )
-    test = _test_images(folder, skipped) if layout == "mvtec" else []
+    remarks: list[str] = []
+    scans = None
+    if found := find_scans(folder):
+        skipped = found.skipped
+        files, test, scans = _read_scans(found, unit, skipped, remarks, tick)
+    else:
+        files, skipped = list_files(
+            good_folder if layout == "mvtec" else folder, SUFFIXES, deep=layout == "mvtec" or group_by == "folder"
+        )
+        test = _test_images(folder, skipped) if layout == "mvtec" else []
     seen: list[_Seen] = []
     total = len(files) + len(test)
     for done, path in enumerate(files, start=1):
+        if scans and path not in scans.of:
+            continue
         try:
-            seen.append(_look(path))
+            seen.append(_look(path, scans))
         except UnreadableImageError as error:
             skipped.append(Skipped(path, str(error)))
         if tick:
             tick(done, total)
-    remarks: list[str] = []
     kept = _near_in_size(_one_format(seen, skipped, remarks), skipped)
     if len(kept) < FEWEST_PARTS:
         unread = [item for item in skipped if item.path in set(files)]
@@ -160,39 +191,40 @@ def read_data(
             f"{because}. Add images of good parts."
         )
     groups = _groups(kept, group_by, remarks)
-    looks = _look_at_test(kept, test, remarks, lambda done: tick(len(files) + done, total) if tick else None)
+    looks = _look_at_test(kept, test, scans, remarks, lambda done: tick(len(files) + done, total) if tick else None)
     return DataSet(
         folder,
         layout,
         good=[item.path for item in kept],
         groups=groups,
         test=test,
-        source=_source(kept, remarks),
+        source=None if scans and not scans.pictured else _source(kept, remarks),
         longer_side=max(max(item.shape) for item in kept),
         skipped=skipped,
         remarks=remarks,
         looks=looks,
+        scans=scans,
     )
 
 
-def _images(folder: Path, *, deep: bool) -> tuple[list[Path], list[Skipped]]:
-    files, skipped = [], []
-    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
-        if path.is_dir() or path.name.startswith("."):
-            continue
-        if not path.is_file():  # opening a pipe would wait for ever
-            skipped.append(Skipped(path, "a broken link" if path.is_symlink() else "not a regular file"))
-        elif path.suffix.lower() in SUFFIXES:
-            files.append(path)
-        else:
-            skipped.append(Skipped(path, f"not an image file ({path.suffix or 'no suffix'})"))
-    return files, skipped
+def _read_scans(
+    found: Found, unit: Unit | None, skipped: list[Skipped], remarks: list[str], tick: Callable[[int, int], None] | None
+) -> tuple[list[Path], list[LabelledImage], Scans]:
+    """Look at the scans of training and test; those that cannot be used leave it here."""
+    samples = [*found.good, *found.test]
+    done = itertools.count(1)
+    scans, others, unit_remark = look_at_scans(samples, unit, lambda: tick(next(done), len(samples)) if tick else None)
+    skipped += others
+    remarks.append(unit_remark)
+    files = [sample.shown for sample in found.good]
+    test = [LabelledImage(each.shown, each.kind, each.mask) for each in found.test if each.shown in scans.of]
+    return files, test, scans
 
 
 def _test_images(folder: Path, skipped: list[Skipped]) -> list[LabelledImage]:
     test = []
     for kind in sorted(path for path in (folder / "test").glob("*") if path.is_dir()):
-        files, others = _images(kind, deep=True)
+        files, others = list_files(kind, SUFFIXES, deep=True)
         skipped.extend(others)
         masks = folder / "ground_truth" / kind.name
         for path in files:
@@ -202,8 +234,15 @@ def _test_images(folder: Path, skipped: list[Skipped]) -> list[LabelledImage]:
     return test
 
 
-def _look(path: Path) -> _Seen:
+def _look(path: Path, scans: Scans | None) -> _Seen:
+    if scans and not scans.pictured:
+        return _Seen(path, scans.looks[path].shape, 1, 16, 0, scans.looks[path].thumbnail)
     image = read_image(path)
+    if scans and image.shape[:2] != (shape := scans.looks[path].shape):
+        raise UnreadableImageError(
+            f"a picture of {image.shape[1]}x{image.shape[0]} pixels, its scan has {shape[1]}x{shape[0]} points: give "
+            "pictures that are aligned with the scan, place by place"
+        )
     bits = 8 if image.dtype == np.uint8 else 16
     largest, smallest = int(image.max()), int(image.min())
     if largest - smallest < BLANK_RANGE:
@@ -297,13 +336,17 @@ def _groups(kept: Sequence[_Seen], group_by: str, remarks: list[str]) -> NDArray
 
 
 def _look_at_test(
-    kept: Sequence[_Seen], test: Sequence[LabelledImage], remarks: list[str], tick: Callable[[int], None]
+    kept: Sequence[_Seen],
+    test: Sequence[LabelledImage],
+    scans: Scans | None,
+    remarks: list[str],
+    tick: Callable[[int], None],
 ) -> dict[Path, int]:
     """Number the part of each picture, and name test pictures of a training part: what is measured there flatters."""
     tried: list[_Seen] = []
     for done, image in enumerate(test, start=1):
         with contextlib.suppress(UnreadableImageError):  # named where the test pictures are loaded
-            tried.append(_look(image.path))
+            tried.append(_look(image.path, scans))
         tick(done)
     if not tried:
         return {}

@@ -23,8 +23,9 @@ from onnxruntime import InferenceSession
 from torch import nn
 
 from compile.bundle_writer import replacing
-from compile.data import Skipped, UnreadableImageError, read_image
+from compile.data import UnreadableImageError, read_image
 from compile.job import Graphs
+from compile.listing import Skipped
 from compile.onnx_session import open_session
 from edge.bundle import Input
 from edge.errors import BeltlineError

@@ -14,6 +14,7 @@ import onnx
 from compile.backbones.choice import DEFAULT, Backbone
 from compile.evidence import Evidence
 from edge.bundle import GraphName, Input
+from edge.scans.unit import Unit
 
 Progress = Callable[[str, int, int], None]  # (step, done, of)
 Graphs = dict[GraphName, onnx.ModelProto]
@@ -41,6 +42,7 @@ class Settings:
     fit_steps: int | None = None  # the method's own
     backbone: str = DEFAULT.name
     learn_defects: int = 0  # labelled ones of each class, which leave the test set
+    unit: Unit | None = None  # of scans; None: from what they span
     more: tuple[Path, ...] = ()  # folders of further classes of the same bundle
 
     @property

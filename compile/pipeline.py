@@ -25,7 +25,7 @@ from compile.anomaly_graph import AnomalyGraph
 from compile.backbones.choice import Backbone, find_backbone
 from compile.bundle_writer import SIZE_BUDGET, check_writable, replacing, report_path, to_json, write_bundle
 from compile.classes import class_names, joint_source, read_classes
-from compile.data import FEWEST_PARTS, DataError, DataSet, LabelledImage, Skipped
+from compile.data import FEWEST_PARTS, DataError, DataSet, LabelledImage
 from compile.evidence import Evidence, per_class
 from compile.features import load_pictures
 from compile.fitting import one_thread
@@ -33,6 +33,7 @@ from compile.golden import Inputs, golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
 from compile.learned_defects import draw_defects, shows_same_part
+from compile.listing import Skipped
 from compile.methods.registry import Method, find_method
 from compile.model import Heads, export_graphs, extract, fit_heads, paint_samples, render_trunks
 from compile.precision import CalibrationRecord
@@ -116,7 +117,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
     clock = Clock(progress)
     with one_thread():
         with clock.step("read"):
-            classes = read_classes(settings.folders, settings.group_by, clock.ticks("read files"))
+            classes = read_classes(settings.folders, settings.group_by, clock.ticks("read files"), settings.unit)
             if count := settings.learn_defects:
                 classes = [draw_defects(data, count, settings.seed, settings.group_by) for data in classes]
             source = joint_source(classes)

@@ -54,6 +54,7 @@ def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone,
     code = sorted(file for room in ("compile", "calibration", "edge") for file in (root / room).rglob("*.py"))
     pictures = [file for data in classes for file in (*data.good, *(image.path for image in data.test))]
     pictures += [file for data in classes for each in data.learned for file in (each.path, each.mask) if file]
+    pictures += [scan for data in classes if data.scans for scan in data.scans.of.values()]
     about = {
         "wishes": wishes,
         "pictures": [(str(file), _digest(file)) for file in pictures],

@@ -16,6 +16,7 @@ from compile.bench.run import Results, Wanted, run_bench
 from compile.bench.table import WIDTH, print_results, to_csv, to_json
 from compile.methods.registry import BY_FAMILY, METHODS
 from compile.terminal import ended_well, write_json
+from edge.scans.unit import Unit
 
 
 def bench(  # noqa: PLR0917 - the command line
@@ -35,6 +36,9 @@ def bench(  # noqa: PLR0917 - the command line
     ] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONES)] = DEFAULT.name,
     seeds: Annotated[int, typer.Option(help="Fits of each method on each data set.")] = 1,
+    unit: Annotated[
+        Unit | None, typer.Option(help="Unit of scans: m or mm.", show_default="from what they span")
+    ] = None,
     learn_defects: Annotated[
         int,
         typer.Option(help="Labelled defects to learn from, for methods that do; they leave the test of all."),
@@ -51,7 +55,9 @@ def bench(  # noqa: PLR0917 - the command line
         names = known if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
         output.mkdir(parents=True, exist_ok=True)  # before the hours of work
         side = trunk.usual_side if size is None else size
-        results = run_bench(Wanted(data, names, side, seeds, backbone=backbone, learn_defects=learn_defects), tick)
+        results = run_bench(
+            Wanted(data, names, side, seeds, backbone=backbone, learn_defects=learn_defects, unit=unit), tick
+        )
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)
     print_results(console, results)
     files = write_results(results, output, console.export_text())

@@ -22,6 +22,7 @@ from compile.methods.registry import Samples
 from compile.metrics import MaskRule, Masks
 from compile.pseudo_defects import paint_pictures, wanted
 from edge.bundle import Input
+from edge.scans.unit import Unit
 
 PAINT_SEED = DRAW_SEED = 0
 RULES: tuple[MaskRule, ...] = ("paper_nonzero", "half")
@@ -64,20 +65,22 @@ class Labelled:
         return Samples(good, painted, self.covered[rows])
 
 
-def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0) -> DataSet:
+def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0, unit: Unit | None = None) -> DataSet:
     """Read a folder of MVTec style, and refuse what cannot be compared on.
 
     Args:
         folder: with labels.
         progress: told what is done.
         learn_defects: how many labelled defects leave the test, for the methods that learn from them.
+        unit: of scans; None to tell it from what they span.
 
     Raises:
-        DataError: no such folder, too few pictures, only one kind of test pictures, a mask of another size.
+        DataError: no such folder, too few pictures, only scans, only one kind of test pictures, a mask of another size.
 
     """
     step = f"{folder.resolve().name}: read"
-    data = read_data(folder, tick=lambda done, of: progress(step, done, of))
+    data = read_data(folder, tick=lambda done, of: progress(step, done, of), unit=unit)
+    data.pictures  # noqa: B018 - refuses scans alone
     check_kinds(folder, data.test)
     for image in data.test:
         _check_mask(image)
@@ -117,7 +120,7 @@ def load_labelled(
 
     """
     name = data.folder.resolve().name
-    spec = Input(height=size, width=size, source=data.source)
+    spec = Input(height=size, width=size, source=data.pictures)
     paths = {"train": data.good, "test": [image.path for image in data.test]}
     maps: dict[str, Maps] = {}
     pictures, kept = {}, {}

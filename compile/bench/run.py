@@ -35,6 +35,7 @@ from compile.metrics import Difference, MaskRule
 from compile.parity import Scored
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import WishError, check_learn_defects, check_side
+from edge.scans.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Wanted:
     fit_steps: int | None = None  # the method's own number
     backbone: str = DEFAULT.name
     learn_defects: int = 0  # labelled ones, which leave the test of all methods
+    unit: Unit | None = None  # of scans; None: from what they span
 
 
 class Row(NamedTuple):
@@ -104,7 +106,7 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     backbone = find_backbone(wanted.backbone)
     methods = check_wanted(wanted, backbone)
     # what is wrong shows before the work
-    sets = [read_labelled(folder, progress, wanted.learn_defects) for folder in wanted.data]
+    sets = [read_labelled(folder, progress, wanted.learn_defects, wanted.unit) for folder in wanted.data]
     union: tuple[Level, ...] = tuple(
         sorted({level for each in methods.values() for level in (*each.levels, *(each.teacher or each).levels)})
     )

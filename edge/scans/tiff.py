@@ -38,10 +38,7 @@ def decode_tiff(data: bytes) -> NDArray[Any]:
         FrameError: truncated, damaged, of other channels or samples, of several pages or planes, or too large.
 
     """
-    try:
-        directory = _first_directory(data)
-    except (struct.error, IndexError) as error:
-        raise FrameError("truncated TIFF: its directory is missing") from error
+    directory = _first_directory(data)
     get = directory.entries.get
     samples, bits, kind = get(SAMPLES, 1), get(BITS, 1), get(FORMAT, UNSIGNED)
     check_grid(get(HEIGHT, 0), get(WIDTH, 0))
@@ -65,7 +62,26 @@ def decode_tiff(data: bytes) -> NDArray[Any]:
 _KINDS = {UNSIGNED: "unsigned", 2: "signed", FLOAT: "float"}
 
 
+def is_float(data: bytes) -> bool:
+    """Tell whether the samples are floats, as those of scans are and those of pictures are not.
+
+    Raises:
+        FrameError: no TIFF, or a truncated one.
+
+    """
+    if not data.startswith(MAGIC):
+        raise FrameError("no TIFF")
+    return _first_directory(data).entries.get(FORMAT, UNSIGNED) == FLOAT
+
+
 def _first_directory(data: bytes) -> _Directory:
+    try:
+        return _read_directory(data)
+    except struct.error as error:
+        raise FrameError("truncated TIFF: its directory is missing") from error
+
+
+def _read_directory(data: bytes) -> _Directory:
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\x00", b"\x00+")
     at = int(struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0])

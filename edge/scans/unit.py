@@ -39,18 +39,29 @@ def choose_unit(extents: Sequence[float]) -> Unit:
     return "m" if statistics.median(extents) < METRES_BELOW else "mm"
 
 
-def in_millimetres(points: NDArray[np.float32], unit: Unit) -> NDArray[np.float32]:
-    """Bring points [H, W, 3] to millimetres.
+def scale_to_mm(extent: float, unit: Unit) -> float:
+    """Give the millimetres of one unit, for a scan that spans `extent` of them.
 
     Raises:
-        FrameError: they span what no scan on a belt does, so the unit is another.
+        FrameError: it spans what no scan on a belt does, so the unit is another.
 
     """
-    extent_mm = measure_extent(points) * MM[unit]
+    extent_mm = extent * MM[unit]
     if not SMALLEST_MM <= extent_mm <= LARGEST_MM:
         other = "mm" if unit == "m" else "m"
         raise FrameError(
             f"the scan spans {extent_mm:.4g} mm if its unit is {unit}, and a scan spans {SMALLEST_MM:g} to "
             f"{LARGEST_MM:g} mm: its unit is probably {other}"
         )
-    return points if unit == "mm" else points * np.float32(MM[unit])
+    return MM[unit]
+
+
+def in_millimetres(points: NDArray[np.float32], unit: Unit) -> NDArray[np.float32]:
+    """Bring points [H, W, 3] to millimetres.
+
+    Raises:
+        FrameError: their unit is another, see `scale_to_mm`.
+
+    """
+    scale = scale_to_mm(measure_extent(points), unit)
+    return points if unit == "mm" else points * np.float32(scale)
