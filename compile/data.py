@@ -104,6 +104,18 @@ class DataSet:
         return self.source
 
     @property
+    def scanned(self) -> Scans:
+        """The scans.
+
+        Raises:
+            DataError: there are none.
+
+        """
+        if self.scans is None:
+            raise DataError(f"{self.folder}: holds no scans, and a method looks at them. Give xyz/ beside rgb/.")
+        return self.scans
+
+    @property
     def parts(self) -> int:
         return int(np.unique(self.groups).size)
 

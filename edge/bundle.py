@@ -89,6 +89,9 @@ class Input(Strict):
     source: Source
 
 
+Background = Literal["belt", "none"]  # of a scan: a belt that is taken away, or nothing
+
+
 class ScanSource(Strict):
     """The scans that the bundle was made from; one outside these ranges is not inspected."""
 
@@ -105,7 +108,7 @@ class ScanInput(Strict):
     front_end_version: Literal[1] = 1
     height: int = Field(ge=32, le=1024)
     width: int = Field(ge=32, le=1024)
-    background: Literal["belt", "none"]
+    background: Background
     fpfh_cells: int = Field(0, ge=0, le=128)  # a side of its grid; 0: none
     fpfh_neighbours: int = Field(32, ge=4, le=128)
     source: ScanSource

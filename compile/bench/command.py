@@ -14,8 +14,9 @@ from compile.backbones.choice import BACKBONES, DEFAULT, find_backbone
 from compile.bench.page import render_page
 from compile.bench.run import Results, Wanted, run_bench
 from compile.bench.table import WIDTH, print_results, to_csv, to_json
-from compile.methods.registry import BY_FAMILY, METHODS
+from compile.methods.registry import BY_FAMILY, METHODS, SCAN_METHODS
 from compile.terminal import ended_well, write_json
+from edge.bundle import Background
 from edge.scans.unit import Unit
 
 
@@ -24,8 +25,9 @@ def bench(  # noqa: PLR0917 - the command line
     methods: Annotated[
         str | None,
         typer.Option(
-            help=f"Names with commas between, the first compared with: {', '.join(METHODS)}.",
-            show_default="all that the backbone takes",
+            help=f"Names with commas between, the first compared with: {', '.join(METHODS)}; for scans: "
+            f"{', '.join(SCAN_METHODS)}.",
+            show_default="all that the backbone takes, but for those for scans",
         ),
     ] = None,
     size: Annotated[
@@ -39,6 +41,9 @@ def bench(  # noqa: PLR0917 - the command line
     unit: Annotated[
         Unit | None, typer.Option(help="Unit of scans: m or mm.", show_default="from what they span")
     ] = None,
+    background: Annotated[
+        Background, typer.Option(help="Of scans: belt, where a plane lies behind the part, or none.")
+    ] = "none",
     learn_defects: Annotated[
         int,
         typer.Option(help="Labelled defects to learn from, for methods that do; they leave the test of all."),
@@ -56,7 +61,17 @@ def bench(  # noqa: PLR0917 - the command line
         output.mkdir(parents=True, exist_ok=True)  # before the hours of work
         side = trunk.usual_side if size is None else size
         results = run_bench(
-            Wanted(data, names, side, seeds, backbone=backbone, learn_defects=learn_defects, unit=unit), tick
+            Wanted(
+                data,
+                names,
+                side,
+                seeds,
+                backbone=backbone,
+                learn_defects=learn_defects,
+                unit=unit,
+                background=background,
+            ),
+            tick,
         )
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)
     print_results(console, results)

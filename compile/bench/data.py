@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compile.backbones.choice import Backbone, Level
+from compile.backbones.choice import LITE_CELL, Backbone, Level
 from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, read_data, read_image
 from compile.evaluate import load_masks
 from compile.features import Features, Rows, load_pictures, on_disk
@@ -21,10 +21,12 @@ from compile.learned_defects import draw_defects, load_defects, weigh
 from compile.methods.registry import Samples
 from compile.metrics import MaskRule, Masks
 from compile.pseudo_defects import paint_pictures, wanted
-from edge.bundle import Input
+from compile.scan_maps import ScanMap, load_scan_maps
+from edge.bundle import Background, Input, ScanInput
 from edge.scans.unit import Unit
 
 PAINT_SEED = DRAW_SEED = 0
+FPFH_NEIGHBOURS = 100  # BTF's
 RULES: tuple[MaskRule, ...] = ("paper_nonzero", "half")
 Maps = dict[Level, NDArray[np.float32]]  # [n, C, h, w] each
 
@@ -41,6 +43,8 @@ class Labelled:
     covered: NDArray[np.float32] | None  # where they are painted
     learned: int  # real defects among them
     test: Maps
+    train_scans: dict[ScanMap, NDArray[np.float32]]  # maps of the scans; empty where no method wants them
+    test_scans: dict[ScanMap, NDArray[np.float32]]
     images: list[LabelledImage]  # of the test
     pictures: NDArray[np.uint8]  # [n, size, size, 3], of the test
     masks: dict[MaskRule, Masks]
@@ -54,9 +58,13 @@ class Labelled:
     def map_side(self) -> int:
         return self.backbone.map_side(self.size)
 
-    def samples(self, levels: Sequence[Level]) -> Samples:
-        """What a method of these levels is fitted on."""
-        good = [self.train[level] for level in levels]
+    def test_maps(self, levels: Sequence[Level], scans: Sequence[ScanMap]) -> list[NDArray[np.float32]]:
+        """What a method of these levels and maps of scans is tested on."""
+        return [*(self.test[level] for level in levels), *(self.test_scans[name] for name in scans)]
+
+    def samples(self, levels: Sequence[Level], scans: Sequence[ScanMap] = ()) -> Samples:
+        """What a method of these levels and maps of scans is fitted on."""
+        good = [*(self.train[level] for level in levels), *(self.train_scans[name] for name in scans)]
         if self.covered is None:
             return Samples(good)
         rows = np.arange(len(self.covered))
@@ -93,7 +101,7 @@ def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0, unit
 def load_labelled(
     data: DataSet,
     size: int,
-    trunk: onnx.ModelProto,
+    trunk: onnx.ModelProto | None,
     work: Path,
     *,
     backbone: Backbone,
@@ -101,34 +109,53 @@ def load_labelled(
     paint: bool,
     threads: int,
     progress: Progress,
+    scans: Sequence[ScanMap] = (),
+    background: Background = "none",
 ) -> Labelled:
     """Compute the trunk maps of a data set, once for all methods.
 
     Args:
         data: from `read_labelled`.
         size: side of the graph's input.
-        trunk: as `export_trunk` makes it for this size.
+        trunk: as `export_trunk` makes it for this size; None where there are no levels.
         work: an empty scratch folder.
         backbone: whose it is.
         levels: of its maps.
         paint: whether to paint defects on good pictures, for the methods that learn from them.
         threads: of the trunk.
         progress: told what is done.
+        scans: maps of the scans that methods want.
+        background: of the scans.
 
     Raises:
-        DataError: the test pictures that can be read are of one kind.
+        DataError: the test pictures that can be read are of one kind, or there are no scans and methods want them.
 
     """
     name = data.folder.resolve().name
     spec = Input(height=size, width=size, source=data.pictures)
     paths = {"train": data.good, "test": [image.path for image in data.test]}
     maps: dict[str, Maps] = {}
-    pictures, kept = {}, {}
+    scan_maps: dict[str, dict[ScanMap, NDArray[np.float32]]] = {part: {} for part in paths}
+    pictures: dict[str, NDArray[np.uint8]] = {}
+    images = list(data.test)
     skipped = list(data.skipped)
-    for part, files in paths.items():
+    for part, listed in paths.items():
+        files: Sequence[Path] = listed
         (work / part).mkdir()
-        pictures[part], kept[part], others = load_pictures(files, spec, work / part / "pictures.bin")
+        if scans:
+            tick = partial(progress, f"{name}: {part} scans")
+            prepared = load_scan_maps(
+                files, data.scanned, _scan_spec(data, size, background), scans, work / part, tick=tick
+            )
+            files = [files[i] for i in prepared.kept]
+            skipped += prepared.skipped
+        pictures[part], kept, others = load_pictures(files, spec, work / part / "pictures.bin")
         skipped += others
+        if scans:
+            scan_maps[part] = {key: cast("NDArray[np.float32]", Rows(v, kept)) for key, v in prepared.maps.items()}
+        if part == "test":
+            known = {files[i] for i in kept}
+            images = [image for image in images if image.path in known]
     covered = None
     if paint:
         (work / "painted").mkdir()
@@ -141,11 +168,10 @@ def load_labelled(
         pictures["painted"], covered = odd, np.concatenate([covered, real])
     for part, each in pictures.items():
         features = Features(work / part, ["float"])
-        if len(each):
+        if len(each) and trunk is not None:
             tick = partial(progress, f"{name}: {part} maps")
             features.extract("float", trunk, each, exact=False, threads=threads, tick=tick)
         maps[part] = dict(zip(levels, features.maps, strict=False))
-    images = [data.test[i] for i in kept["test"]]
     check_kinds(data.folder, images)
     side = backbone.map_side(size)
     masks: dict[MaskRule, Masks] = {rule: load_masks(images, side, rule) for rule in RULES}
@@ -159,10 +185,25 @@ def load_labelled(
         covered,
         len(data.learned),
         maps["test"],
+        scan_maps["train"],
+        scan_maps["test"],
         images,
         pictures["test"],
         masks,
         remarks,
+    )
+
+
+def _scan_spec(data: DataSet, size: int, background: Background) -> ScanInput:
+    """Bring scans to the size of the pictures, and their FPFH to the grid of the trunk's finest map."""
+    source = data.scanned.source(data.good)
+    return ScanInput(
+        height=size,
+        width=size,
+        background=background,
+        fpfh_cells=size // LITE_CELL,
+        fpfh_neighbours=FPFH_NEIGHBOURS,
+        source=source,
     )
 
 

@@ -35,6 +35,7 @@ from compile.metrics import Difference, MaskRule
 from compile.parity import Scored
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import WishError, check_learn_defects, check_side
+from edge.bundle import Background
 from edge.scans.unit import Unit
 
 
@@ -50,6 +51,7 @@ class Wanted:
     backbone: str = DEFAULT.name
     learn_defects: int = 0  # labelled ones, which leave the test of all methods
     unit: Unit | None = None  # of scans; None: from what they span
+    background: Background = "none"  # of scans
 
 
 class Row(NamedTuple):
@@ -110,9 +112,11 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     union: tuple[Level, ...] = tuple(
         sorted({level for each in methods.values() for level in (*each.levels, *(each.teacher or each).levels)})
     )
+    scans = sorted({name for method in methods.values() for name in method.scans})
     trunks = {
         levels: export_trunk(backbone.build(levels, wanted.size), wanted.size)
         for levels in {union, *(method.levels for method in methods.values())}
+        if levels
     }
     threads = len(os.sched_getaffinity(0))
     results = Results(wanted, [], [], {}, {})
@@ -121,13 +125,15 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
             data = load_labelled(
                 each,
                 wanted.size,
-                trunks[union],
+                trunks.get(union),
                 Path(name),
                 backbone=backbone,
                 levels=union,
                 paint=any(method.painted for method in methods.values()),
                 threads=threads,
                 progress=progress,
+                scans=scans,
+                background=wanted.background,
             )
             _compare_on(data, methods, trunks, Path(name), results, progress=progress)
     return results
@@ -152,10 +158,10 @@ def _compare_on(
                 method, data, work, seed=seed, steps=results.wanted.fit_steps, progress=partial(_named, progress, step)
             )
             tick = partial(progress, f"{step}, score")
-            scored = score_maps(head, [data.test[level] for level in method.levels], tick)
+            scored = score_maps(head, data.test_maps(method.levels, method.scans), tick)
             runs[name].append(_on_disk(scored, work / f"{name}_{seed}.bin"))
             seconds.append(taken)
-        spent[name] = float(np.median(seconds)), _cost(method, head, data, trunks[method.levels], work)
+        spent[name] = float(np.median(seconds)), _cost(method, head, data, trunks.get(method.levels), work)
     first = next(iter(methods))
     for done, name in enumerate(methods, start=1):
         figures = {rule: estimate(runs[name], data.defective, data.masks[rule]) for rule in RULES}
@@ -178,7 +184,7 @@ def _fit(
     method: Method, data: Labelled, work: Path, *, seed: int, steps: int | None, progress: Progress
 ) -> tuple[AnomalyHead, float]:
     """Give the head, and the seconds that its fit took, its teacher's included."""
-    samples = data.samples(method.levels)
+    samples = data.samples(method.levels, method.scans)
     started = time.monotonic()
     with one_thread(), tempfile.TemporaryDirectory(dir=work) as folder:
         if method.teacher:
@@ -198,18 +204,17 @@ def _on_disk(scored: Scored, file: Path) -> Scored:
     return Scored(scored.scores, maps)
 
 
-def _cost(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelProto, work: Path) -> Cost:
+def _cost(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelProto | None, work: Path) -> Cost:
     graph = export_graph(method, head, data, trunk)
     file = work / "graph.onnx"
     onnx.save(graph, file)
-    return Cost(
-        count_parameters(data.backbone.build(method.levels, data.size), head), count_macs(graph), *time_graph(file)
-    )
+    parts = [head, *([data.backbone.build(method.levels, data.size)] if trunk else [])]
+    return Cost(count_parameters(*parts), count_macs(graph), *time_graph(file))
 
 
-def export_graph(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelProto) -> onnx.ModelProto:
-    """Export the head and join it with its trunk, as a bundle carries them."""
-    maps = tuple(torch.from_numpy(np.array(data.test[level][:2])) for level in method.levels)
+def export_graph(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelProto | None) -> onnx.ModelProto:
+    """Export the head and join it with its trunk, as a bundle carries them. Maps of scans are inputs of the graph."""
+    maps = tuple(torch.from_numpy(np.array(each[:2])) for each in data.test_maps(method.levels, method.scans))
     mask = torch.ones(2, data.map_side, data.map_side)
-    exported = export(head, (*maps, mask), [*map_names(method.levels), "mask"], ["score", "map"])
-    return join(trunk, exported)
+    exported = export(head, (*maps, mask), [*map_names(method.levels), *method.scans, "mask"], ["score", "map"])
+    return join(trunk, exported) if trunk else exported

@@ -32,6 +32,7 @@ from compile.methods.pnpt_fit import fit_pnpt
 from compile.methods.varad import FULL, FULL_SIZES, LIGHT, SIZES, Size
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
+from compile.scan_maps import ScanMap
 from compile.split_plan import FEW_PARTS
 from compile.standardise import Standardised, measure_spread
 from edge.errors import BeltlineError
@@ -92,6 +93,7 @@ class Method:
         centre: of the first cell of its maps, in cells from the picture's edge.
         published_map: whether INP-Former's published map stands in place of interpolation and smoothing.
         teacher: of a student, which is fitted on what `ask` gives.
+        scans: maps of the scan that it takes after the trunk's; with no levels it sees no picture at all.
 
     """
 
@@ -110,6 +112,7 @@ class Method:
     head_share: float | None = None
     several: bool = False
     teacher: Method | None = None
+    scans: tuple[ScanMap, ...] = ()
 
     @property
     def score(self) -> str:
@@ -139,6 +142,8 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
     methods = BY_FAMILY[backbone.family]
     if name.startswith(TAUGHT):
         return _student(_find_teacher(name.removeprefix(TAUGHT), backbone))
+    if backbone.family == "lite" and name in SCAN_METHODS:
+        return SCAN_METHODS[name]
     if name not in methods:
         others = [FAMILIES[family] for family, known in BY_FAMILY.items() if name in known]
         why = f"method {name!r} is for {others[0]}, and {backbone.name} is none" if others else f"no method {name!r}"
@@ -304,6 +309,11 @@ METHODS: dict[str, Method] = {
         STRIDES,
         standardised=True,
     ),
+}
+
+SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
+    "btf": _patchcore("BTF: RGB features and FPFH in one bank", scans=("fpfh",)),
+    "fpfh": _patchcore("FPFH alone, in a bank", levels=(), scans=("fpfh",), centre=PATCH_CENTRE),
 }
 
 VIT_METHODS: dict[str, Method] = {
