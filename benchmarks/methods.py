@@ -2,8 +2,9 @@
 
     python -m benchmarks.methods [FOLDER ...]      # by default the labelled ones of the folder that BELTLINE_DATA names
 
-Every method of the registry, the first being the one that the others are compared with; three seeds. It informs and
-does not gate: `python -m benchmarks.accuracy` gates what is shipped.
+Pictures: every method of the registry, the first being the one that the others are compared with. Scans with pictures:
+pictures alone, scans alone and both. Three seeds. It informs and does not gate: `python -m benchmarks.accuracy` gates
+what is shipped.
 """
 
 from __future__ import annotations
@@ -20,37 +21,52 @@ from benchmarks.record import RESULTS, machine
 from compile.bench.page import render_page
 from compile.bench.run import Wanted, run_bench
 from compile.bench.table import WIDTH, print_results, to_csv
-from compile.methods.registry import METHODS
+from compile.methods.registry import METHODS, SCAN_METHODS
 from compile.terminal import bars
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", type=Path, default=labelled(Path(os.environ.get("BELTLINE_DATA", "."))))
-    parser.add_argument("--methods", default=",".join(METHODS))
+    shared = Path(os.environ.get("BELTLINE_DATA", "."))
+    parser.add_argument("data", nargs="*", type=Path, default=labelled(shared) + scanned(shared))
+    parser.add_argument("--methods", help="with commas between; by default all that fit")
     parser.add_argument("--size", type=int, default=256, help="side of the graph's input, pixels")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--maps", type=Path, default=Path("out/bench"), help="folder for the page of maps")
     wanted = parser.parse_args()
+    scans = [folder for folder in wanted.data if (folder / "train" / "good" / "xyz").is_dir()]
+    pictures = [folder for folder in wanted.data if folder not in scans]
+    for name, folders, known in (("methods", pictures, METHODS), ("scan_methods", scans, ("patchcore", *SCAN_METHODS))):
+        methods = wanted.methods.split(",") if wanted.methods else list(known)
+        if folders:
+            _compare(name, Wanted(folders, methods, wanted.size, wanted.seeds), wanted.output, wanted.maps)
+    return 0
+
+
+def _compare(name: str, wanted: Wanted, output: Path, maps: Path) -> None:
     now = datetime.now(timezone.utc)
     with bars(enabled=True) as tick:
-        results = run_bench(Wanted(wanted.data, wanted.methods.split(","), wanted.size, wanted.seeds), tick)
+        results = run_bench(wanted, tick)
     console = Console(record=True, width=WIDTH, file=sys.stdout, highlight=False)
-    console.print(f"methods, {now:%Y-%m-%d %H:%M} UTC\n{machine()}")
+    console.print(f"{name}, {now:%Y-%m-%d %H:%M} UTC\n{machine()}")
     print_results(console, results)
-    for folder in (wanted.output, wanted.maps):
+    for folder in (output, maps):
         folder.mkdir(parents=True, exist_ok=True)
-    (wanted.output / "methods.txt").write_text(console.export_text(), encoding="utf-8")
+    (output / f"{name}.txt").write_text(console.export_text(), encoding="utf-8")
     table = to_csv(results, date=f"{now:%Y-%m-%d}", machine=machine())
-    (wanted.output / "methods.csv").write_text(table, encoding="utf-8")
-    (wanted.maps / "maps.html").write_text(render_page(results.shown, wanted.size), encoding="utf-8")
-    return 0
+    (output / f"{name}.csv").write_text(table, encoding="utf-8")
+    (maps / f"{name}.html").write_text(render_page(results.shown, wanted.size), encoding="utf-8")
 
 
 def labelled(folder: Path) -> list[Path]:
     """Data sets with good test pictures and masks."""
     return sorted(each.parent for each in folder.glob("*/ground_truth") if (each.parent / "test" / "good").is_dir())
+
+
+def scanned(folder: Path) -> list[Path]:
+    """Data sets of scans with good test scans."""
+    return sorted(each.parents[2] for each in folder.glob("*/test/good/xyz"))
 
 
 if __name__ == "__main__":
