@@ -22,8 +22,8 @@ from compile.terminal import ended_well, write_json
 from compile.work import work_path
 from edge.bundle import Bundle
 from edge.keys import read_private
-from edge.signature import short, signer
 from edge.scans.unit import Unit
+from edge.signature import short, signer
 
 
 def compile_bundle(  # noqa: PLR0917 - the command line
