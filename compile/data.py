@@ -200,7 +200,7 @@ def read_data(
         because = f"; skipped: {_by_reason(unread)}" if unread else ""
         raise DataError(
             f"{folder}: {len(kept)} usable good image(s) among {len(files)} file(s), at least {FEWEST_PARTS} are needed"
-            f"{because}. Add images of good parts."
+            f"{because}. Add images of good parts: also a method that is fitted on few takes its threshold from them."
         )
     groups = _groups(kept, group_by, remarks)
     looks = _look_at_test(kept, test, scans, remarks, lambda done: tick(len(files) + done, total) if tick else None)

@@ -13,9 +13,11 @@ from rich.console import Console
 from compile.backbones.choice import BACKBONES, DEFAULT, find_backbone
 from compile.bench.page import render_page
 from compile.bench.run import Results, Wanted, run_bench
+from compile.bench.settings import able
 from compile.bench.table import WIDTH, print_results, to_csv, to_json
 from compile.methods.registry import BY_FAMILY, METHODS, SCAN_METHODS
 from compile.terminal import ended_well, write_json
+from compile.wishes import WishError
 from edge.bundle import Background
 from edge.scans.unit import Unit
 
@@ -27,7 +29,7 @@ def bench(  # noqa: PLR0917 - the command line
         typer.Option(
             help=f"Names with commas between, the first compared with: {', '.join(METHODS)}; for scans: "
             f"{', '.join(SCAN_METHODS)}.",
-            show_default="all that the backbone takes, but for those for scans",
+            show_default="all that backbone and setting take, but for those for scans",
         ),
     ] = None,
     size: Annotated[
@@ -48,6 +50,16 @@ def bench(  # noqa: PLR0917 - the command line
         int,
         typer.Option(help="Labelled defects to learn from, for methods that do; they leave the test of all."),
     ] = 0,
+    together: Annotated[
+        bool, typer.Option("--together", help="One model of all data sets, measured on each (multi-class).")
+    ] = False,
+    shots: Annotated[
+        str,
+        typer.Option(
+            help="Fit on so few good pictures, drawn by the seed, for example 1,4; 0 for none (zero-shot).",
+            show_default="all",
+        ),
+    ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.txt, bench.csv, maps.html.")] = Path(
         "out/bench"
     ),
@@ -56,23 +68,27 @@ def bench(  # noqa: PLR0917 - the command line
     """Compare methods on labelled data sets: the table that papers print, and their maps."""
     with ended_well(as_json=as_json) as tick:
         trunk = find_backbone(backbone)
-        known = list(BY_FAMILY[trunk.family])
-        names = known if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+        counts = _counts(shots)
+        names = (
+            able(BY_FAMILY[trunk.family], together=together, shots=counts)
+            if methods is None
+            else [name.strip() for name in methods.split(",") if name.strip()]
+        )
         output.mkdir(parents=True, exist_ok=True)  # before the hours of work
         side = trunk.usual_side if size is None else size
-        results = run_bench(
-            Wanted(
-                data,
-                names,
-                side,
-                seeds,
-                backbone=backbone,
-                learn_defects=learn_defects,
-                unit=unit,
-                background=background,
-            ),
-            tick,
+        wanted = Wanted(
+            data,
+            names,
+            side,
+            seeds,
+            backbone=backbone,
+            learn_defects=learn_defects,
+            together=together,
+            shots=counts,
+            unit=unit,
+            background=background,
         )
+        results = run_bench(wanted, tick)
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)
     print_results(console, results)
     files = write_results(results, output, console.export_text())
@@ -80,6 +96,13 @@ def bench(  # noqa: PLR0917 - the command line
         write_json({**to_json(results), "files": [str(file) for file in files]})
     else:
         console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _counts(shots: str) -> list[int]:
+    try:
+        return list(dict.fromkeys(int(each) for each in shots.split(",") if each.strip()))
+    except ValueError as error:
+        raise WishError(f"--shots {shots!r}: give whole numbers with commas between, for example 1,4.") from error
 
 
 def write_results(results: Results, folder: Path, text: str) -> list[Path]:

@@ -38,7 +38,9 @@ class Labelled:
     name: str
     backbone: Backbone
     size: int
-    train: Maps  # of good pictures
+    threads: int  # of the trunk
+    good: NDArray[np.uint8]  # [n, size, size, 3], to fit on
+    train: Maps  # of these
     painted: Maps  # of good pictures with painted defects, then of real ones; empty where no method wants them
     covered: NDArray[np.float32] | None  # where they are painted
     learned: int  # real defects among them
@@ -180,6 +182,8 @@ def load_labelled(
         name,
         backbone,
         size,
+        threads,
+        pictures["train"],
         maps["train"],
         maps.get("painted", {}),
         covered,

@@ -25,12 +25,13 @@ from compile.bench.data import RULES, Labelled, load_labelled, read_labelled
 from compile.bench.figures import Estimate, compare_images, compare_pixels, estimate
 from compile.bench.page import Shown, choose_pictures, show
 from compile.bench.score import score_maps
+from compile.bench.settings import Entry, check_setting, samples_of
 from compile.export import export, join
 from compile.features import on_disk
 from compile.fitting import one_thread
 from compile.job import Progress
 from compile.methods.distil import read_lesson
-from compile.methods.registry import Method, UnknownMethodError, ask, find_method, fit_alone
+from compile.methods.registry import BY_FAMILY, Method, UnknownMethodError, ask, find_method
 from compile.metrics import Difference, MaskRule
 from compile.parity import Scored
 from compile.trunk_graph import export_trunk, map_names
@@ -52,13 +53,17 @@ class Wanted:
     learn_defects: int = 0  # labelled ones, which leave the test of all methods
     unit: Unit | None = None  # of scans; None: from what they span
     background: Background = "none"  # of scans
+    together: bool = False  # one model of all data sets
+    shots: Sequence[int] = ()  # good pictures of each data set that methods are fitted on; all, if none are given
 
 
 class Row(NamedTuple):
-    """One method on one data set."""
+    """One method in one setting on one data set."""
 
     data: str
     method: str
+    shots: int | None
+    label: str  # both
     fit_s: float  # median over the seeds, one thread
     cost: Cost
     figures: dict[MaskRule, dict[str, Estimate]]
@@ -74,7 +79,7 @@ class Results:
     test: dict[str, tuple[int, int]]  # good and defective test pictures, by data set
 
 
-def check_wanted(wanted: Wanted, backbone: Backbone) -> dict[str, Method]:
+def check_wanted(wanted: Wanted, backbone: Backbone) -> list[Entry]:
     """Look up what was asked for.
 
     Raises:
@@ -85,15 +90,23 @@ def check_wanted(wanted: Wanted, backbone: Backbone) -> dict[str, Method]:
     check_learn_defects(wanted.learn_defects)
     if wanted.seeds < 1:
         raise WishError(f"--seeds {wanted.seeds}: at least 1.")
-    for what, values in (("--methods", list(wanted.methods)), ("DATA", [p.resolve().name for p in wanted.data])):
+    lists: dict[str, list[str]] = {
+        "--methods": list(wanted.methods),
+        "DATA": [folder.resolve().name for folder in wanted.data],
+    }
+    for what, values in lists.items():
         if not values:
             raise WishError(f"{what}: give at least one.")
         if twice := next((value for value in values if values.count(value) > 1), None):
             raise WishError(f"{what}: {twice!r} was given twice; the tables tell rows apart by it.")
     try:
-        return {name: find_method(name, backbone) for name in wanted.methods}
+        methods = {name: find_method(name, backbone) for name in wanted.methods}
     except UnknownMethodError as error:
         raise WishError(f"--methods: {error}") from error
+    counts: Sequence[int | None] = wanted.shots or [None]
+    entries = [Entry(name, method, count) for name, method in methods.items() for count in counts]
+    check_setting(entries, BY_FAMILY[backbone.family], len(wanted.data), together=wanted.together)
+    return entries
 
 
 def run_bench(wanted: Wanted, progress: Progress) -> Results:
@@ -106,72 +119,105 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
 
     """
     backbone = find_backbone(wanted.backbone)
-    methods = check_wanted(wanted, backbone)
+    entries = check_wanted(wanted, backbone)
+    methods = [entry.method for entry in entries]
     # what is wrong shows before the work
     sets = [read_labelled(folder, progress, wanted.learn_defects, wanted.unit) for folder in wanted.data]
     union: tuple[Level, ...] = tuple(
-        sorted({level for each in methods.values() for level in (*each.levels, *(each.teacher or each).levels)})
+        sorted({level for each in methods for level in (*each.levels, *(each.teacher or each).levels)})
     )
-    scans = sorted({name for method in methods.values() for name in method.scans})
+    scans = sorted({name for method in methods for name in method.scans})
     trunks = {
         levels: export_trunk(backbone.build(levels, wanted.size), wanted.size)
-        for levels in {union, *(method.levels for method in methods.values())}
+        for levels in {union, *(method.levels for method in methods)}
         if levels
     }
-    threads = len(os.sched_getaffinity(0))
     results = Results(wanted, [], [], {}, {})
-    for each in sets:
+    at_once = wanted.together or any(entry.transferred for entry in entries)
+    for some in [sets] if at_once else [[each] for each in sets]:
         with tempfile.TemporaryDirectory(prefix="beltline-bench-") as name:
-            data = load_labelled(
-                each,
-                wanted.size,
-                trunks.get(union),
-                Path(name),
-                backbone=backbone,
-                levels=union,
-                paint=any(method.painted for method in methods.values()),
-                threads=threads,
-                progress=progress,
-                scans=scans,
-                background=wanted.background,
-            )
-            _compare_on(data, methods, trunks, Path(name), results, progress=progress)
+            loaded = []
+            for number, each in enumerate(some):
+                work = Path(name) / str(number)
+                work.mkdir()
+                data = load_labelled(
+                    each,
+                    wanted.size,
+                    trunks.get(union),
+                    work,
+                    backbone=backbone,
+                    levels=union,
+                    paint=any(method.painted for method in methods),
+                    threads=len(os.sched_getaffinity(0)),
+                    progress=progress,
+                    scans=scans,
+                    background=wanted.background,
+                )
+                loaded.append(data)
+            _compare_on(loaded, entries, trunks, Path(name), results, progress=progress)
     return results
 
 
+class Measured(NamedTuple):
+    """One method in one setting on one data set, over the seeds."""
+
+    runs: list[Scored]
+    seconds: list[float]
+    costs: list[Cost]
+
+
 def _compare_on(
-    data: Labelled,
-    methods: dict[str, Method],
+    sets: Sequence[Labelled],
+    entries: Sequence[Entry],
     trunks: dict[tuple[Level, ...], onnx.ModelProto],
     work: Path,
     results: Results,
     *,
     progress: Progress,
 ) -> None:
-    runs: dict[str, list[Scored]] = {}
-    spent: dict[str, tuple[float, Cost]] = {}
-    for name, method in methods.items():
-        seconds, runs[name] = [], []
-        for seed in range(results.wanted.seeds):
-            step = f"{data.name}: {name}, seed {seed}"
-            head, taken = _fit(
-                method, data, work, seed=seed, steps=results.wanted.fit_steps, progress=partial(_named, progress, step)
-            )
-            tick = partial(progress, f"{step}, score")
-            scored = score_maps(head, data.test_maps(method.levels, method.scans), tick)
-            runs[name].append(_on_disk(scored, work / f"{name}_{seed}.bin"))
-            seconds.append(taken)
-        spent[name] = float(np.median(seconds)), _cost(method, head, data, trunks.get(method.levels), work)
-    first = next(iter(methods))
-    for done, name in enumerate(methods, start=1):
-        figures = {rule: estimate(runs[name], data.defective, data.masks[rule]) for rule in RULES}
+    wanted = results.wanted
+    measured = [{entry.label: Measured([], [], []) for entry in entries} for _ in sets]
+    for number, entry in enumerate(entries):
+        trunk = trunks.get(entry.method.levels)
+        for fitted_on, measured_on in entry.turns(len(sets), together=wanted.together):
+            name = ", ".join(sets[i].name for i in measured_on)
+            for seed in range(wanted.seeds):
+                step = f"{name}: {entry.label}, seed {seed}"
+                tell = partial(_named, progress, step)
+                head, taken = _fit(
+                    entry, [sets[i] for i in fitted_on], seed, trunk, work, steps=wanted.fit_steps, progress=tell
+                )
+                for i in measured_on:
+                    maps = sets[i].test_maps(entry.method.levels, entry.method.scans)
+                    scored = score_maps(head, maps, partial(progress, f"{step}, score"), i)
+                    measured[i][entry.label].runs.append(_on_disk(scored, work / f"{i}_{number}_{seed}.bin"))
+                    measured[i][entry.label].seconds.append(taken)
+            cost = _cost(entry.method, head, sets[0], trunk, work)
+            for i in measured_on:
+                measured[i][entry.label].costs.append(cost)
+    for data, found in zip(sets, measured, strict=True):
+        _tell_figures(data, entries, found, results, progress)
+
+
+def _tell_figures(
+    data: Labelled,
+    entries: Sequence[Entry],
+    measured: dict[str, Measured],
+    results: Results,
+    progress: Progress,
+) -> None:
+    first = measured[entries[0].label].runs
+    for done, entry in enumerate(entries, start=1):
+        runs, seconds, (cost,) = measured[entry.label]
+        figures = {rule: estimate(runs, data.defective, data.masks[rule]) for rule in RULES}
         differences: dict[MaskRule, dict[str, Difference]] = {}
-        if name != first:
-            image = compare_images(runs[name], runs[first], data.defective)
-            differences = {r: image | compare_pixels(runs[name], runs[first], data.masks[r]) for r in RULES}
-        results.rows.append(Row(data.name, name, *spent[name], figures, differences))
-        progress(f"{data.name}: figures", done, len(methods))
-    results.shown.append(show(data, {name: each[0] for name, each in runs.items()}, choose_pictures(data)))
+        if runs is not first:
+            image = compare_images(runs, first, data.defective)
+            differences = {rule: image | compare_pixels(runs, first, data.masks[rule]) for rule in RULES}
+        fit_s = float(np.median(seconds))
+        results.rows.append(Row(data.name, entry.name, entry.shots, entry.label, fit_s, cost, figures, differences))
+        progress(f"{data.name}: figures", done, len(entries))
+    results.shown.append(show(data, {label: each.runs[0] for label, each in measured.items()}, choose_pictures(data)))
     results.remarks[data.name] = data.remarks
     results.test[data.name] = (int(np.sum(~data.defective)), int(np.sum(data.defective)))
 
@@ -181,20 +227,32 @@ def _named(progress: Progress, step: str, _: str, done: int, of: int) -> None:
 
 
 def _fit(
-    method: Method, data: Labelled, work: Path, *, seed: int, steps: int | None, progress: Progress
+    entry: Entry,
+    sets: Sequence[Labelled],
+    seed: int,
+    trunk: onnx.ModelProto | None,
+    work: Path,
+    *,
+    steps: int | None,
+    progress: Progress,
 ) -> tuple[AnomalyHead, float]:
     """Give the head, and the seconds that its fit took, its teacher's included."""
-    samples = data.samples(method.levels, method.scans)
-    started = time.monotonic()
-    with one_thread(), tempfile.TemporaryDirectory(dir=work) as folder:
-        if method.teacher:
-            taught = data.samples(method.teacher.levels)
-            answers = ask(method.teacher, taught, Path(folder), seed=seed, steps=steps, progress=progress)
-            good, odd = (read_lesson(each, np.arange(each.shapes[0][0])) for each in answers)
-            samples = replace(samples, lessons=(good, odd))
-        model = fit_alone(method, samples, seed, steps, progress)
-    taken = time.monotonic() - started
-    return method.head(model, samples.good, (data.map_side, data.map_side)), taken
+    with tempfile.TemporaryDirectory(dir=work) as name:
+        folder = Path(name)
+        samples = samples_of(entry, sets, seed, trunk, folder, progress=progress)
+        started = time.monotonic()
+        with one_thread():
+            if teacher := entry.method.teacher:
+                (data,) = sets  # a student is of one product
+                taught = data.samples(teacher.levels)
+                answers = ask(teacher, taught, folder, seed=seed, steps=steps, progress=progress)
+                good, odd = (read_lesson(each, np.arange(each.shapes[0][0])) for each in answers)
+                samples = replace(samples, lessons=(good, odd))
+            model = entry.fit(samples, seed, steps, progress)
+        taken = time.monotonic() - started
+    data = sets[0]
+    like = data.test_maps(entry.method.levels, entry.method.scans)
+    return entry.method.head(model, like, (data.map_side, data.map_side)), taken
 
 
 def _on_disk(scored: Scored, file: Path) -> Scored:
@@ -216,5 +274,7 @@ def export_graph(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.
     """Export the head and join it with its trunk, as a bundle carries them. Maps of scans are inputs of the graph."""
     maps = tuple(torch.from_numpy(np.array(each[:2])) for each in data.test_maps(method.levels, method.scans))
     mask = torch.ones(2, data.map_side, data.map_side)
-    exported = export(head, (*maps, mask), [*map_names(method.levels), *method.scans, "mask"], ["score", "map"])
+    classes = {"class": torch.zeros(2, dtype=torch.int64)} if head.takes_class else {}
+    names = [*map_names(method.levels), *method.scans, "mask", *classes]
+    exported = export(head, (*maps, mask, *classes.values()), names, ["score", "map"])
     return join(trunk, exported) if trunk else exported

@@ -33,6 +33,7 @@ def print_results(console: Console, results: Results) -> None:
         rows = [row for row in results.rows if row.data == data]
         seeds = f"{wanted.seeds} seed{'s' if wanted.seeds > 1 else ''}"
         learned = f", {wanted.learn_defects} defects learned from" if wanted.learn_defects else ""
+        learned += f", one model of {len(wanted.data)} data sets" if wanted.together else ""
         title = f"{data}: {wanted.size} px, {good} good and {defective} defective test pictures, {seeds}{learned}"
         for rule in RULES:
             _print_table(console, f"{title}\n{RULE_WORDS[rule]}", rows, rule)
@@ -52,7 +53,21 @@ def to_csv(results: Results, **more: str) -> str:
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{name}{end}" for name in FIGURES for end in ("", " spread", " difference", " low", " high")]
     costs = ["fit_s", "parameters", "macs", "latency_ms", "memory_mb"]
-    writer.writerow(["data", "size_px", "mask_rule", "method", "seeds", "learned_defects", *figures, *costs, *more])
+    writer.writerow(
+        [
+            "data",
+            "size_px",
+            "mask_rule",
+            "method",
+            "shots",
+            "together",
+            "seeds",
+            "learned_defects",
+            *figures,
+            *costs,
+            *more,
+        ]
+    )
     for row in results.rows:
         for rule in RULES:
             cells: list[object] = []
@@ -64,8 +79,8 @@ def to_csv(results: Results, **more: str) -> str:
             cost = row.cost
             cells += [f"{row.fit_s:.2f}", cost.parameters, cost.macs, f"{cost.latency_ms:.3f}", f"{cost.memory_mb:.1f}"]
             wanted = results.wanted
-            names = [row.data, wanted.size, rule, row.method, wanted.seeds, wanted.learn_defects]
-            writer.writerow([*names, *cells, *more.values()])
+            setting = ["" if row.shots is None else row.shots, int(wanted.together), wanted.seeds, wanted.learn_defects]
+            writer.writerow([row.data, wanted.size, rule, row.method, *setting, *cells, *more.values()])
     return text.getvalue()
 
 
@@ -75,6 +90,7 @@ def to_json(results: Results) -> dict[str, object]:
         "size": results.wanted.size,
         "seeds": results.wanted.seeds,
         "learned_defects": results.wanted.learn_defects,
+        "together": results.wanted.together,
         "test": {data: {"good": good, "defective": bad} for data, (good, bad) in results.test.items()},
         "remarks": results.remarks,
         "rows": [_row_json(row) for row in results.rows],
@@ -85,6 +101,7 @@ def _row_json(row: Row) -> dict[str, object]:
     return {
         "data": row.data,
         "method": row.method,
+        "shots": row.shots,
         "fit_s": row.fit_s,
         "cost": {name: getattr(row.cost, name) for name in ("parameters", "macs", "latency_ms", "memory_mb")},
         "figures": {
@@ -105,7 +122,7 @@ def _print_table(console: Console, title: str, rows: list[Row], rule: MaskRule) 
     for row in rows:
         cost = row.cost
         table.add_row(
-            row.method,
+            row.label,
             *(_estimate(row.figures[rule].get(name)) for name in FIGURES),
             f"{row.fit_s:.1f}",
             f"{cost.parameters / 1e6:.2f}",
@@ -117,11 +134,11 @@ def _print_table(console: Console, title: str, rows: list[Row], rule: MaskRule) 
 
 
 def _print_differences(console: Console, title: str, rows: list[Row], rule: MaskRule) -> None:
-    table = Table(title=f"{title}: minus {rows[0].method}, 95 % paired bootstrap over pictures", title_justify="left")
+    table = Table(title=f"{title}: minus {rows[0].label}, 95 % paired bootstrap over pictures", title_justify="left")
     for heading in ("method", *FIGURES):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows[1:]:
-        table.add_row(row.method, *(_difference(row.differences[rule].get(name)) for name in FIGURES))
+        table.add_row(row.label, *(_difference(row.differences[rule].get(name)) for name in FIGURES))
     console.print(table)
 
 
@@ -129,13 +146,13 @@ def _print_means(console: Console, results: Results, rule: MaskRule) -> None:
     table = Table(title=f"plain mean over {len(results.test)} data sets, {rule}", title_justify="left")
     for heading in ("method", *FIGURES):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    for method in results.wanted.methods:
-        rows = [row.figures[rule] for row in results.rows if row.method == method]
+    for label in dict.fromkeys(row.label for row in results.rows):
+        rows = [row.figures[rule] for row in results.rows if row.label == label]
         means = [
             f"{np.mean([row[name].mean for row in rows]):.4f}" if all(name in row for row in rows) else "-"
             for name in FIGURES
         ]
-        table.add_row(method, *means)
+        table.add_row(label, *means)
     console.print(table)
 
 

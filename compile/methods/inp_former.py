@@ -170,6 +170,12 @@ class ZeroShot(nn.Module):
         return (found.reshape(-1, *features[0].shape[2:]),)
 
 
+def zero_shot(model: nn.Module) -> ZeroShot:
+    """Turn a fitted `INPFormer` to pictures of a product that it was not fitted on."""
+    assert isinstance(model, INPFormer)
+    return ZeroShot(model).eval()
+
+
 def to_tokens(features: Sequence[Tensor]) -> list[Tensor]:
     """Maps [B, C, h, w] of one grid to tokens [B, h*w, C]."""
     return [feature.flatten(2).transpose(1, 2) for feature in features]

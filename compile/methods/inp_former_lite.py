@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compile.job import Progress
-from compile.methods.inp_former import INPFormer, Size
+from compile.methods.inp_former import INPFormer, Size, zero_shot
 from compile.methods.inp_former_fit import PUBLISHED, Recipe, fit_inp_former
 from compile.methods.lite_groups import Grouped, LiteGroups, fit_groups
 
@@ -71,3 +71,9 @@ def fit_inp_former_lite(
         progress=progress,
     )
     return LiteINPFormer(groups, model).eval()
+
+
+def zero_shot_lite(model: nn.Module) -> nn.Module:
+    """Turn a fitted one to pictures of a product that it was not fitted on; the components stay those of the others."""
+    assert isinstance(model, LiteINPFormer)
+    return nn.Sequential(model.groups, zero_shot(model.model)).eval()

@@ -20,8 +20,9 @@ from compile.features import FeatureFiles, Rows
 from compile.job import Progress
 from compile.methods.distil import Lesson, fit_student, teach
 from compile.methods.grnr import fit_grnr
+from compile.methods.inp_former import zero_shot
 from compile.methods.inp_former_fit import fit_inp_former
-from compile.methods.inp_former_lite import fit_inp_former_lite
+from compile.methods.inp_former_lite import fit_inp_former_lite, zero_shot_lite
 from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
@@ -69,6 +70,24 @@ class Samples:
 Fit = Callable[[Samples, int, int | None, Progress | None], nn.Module]  # samples, seed, steps at most, progress
 
 
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """How a method gets by with a few good pictures, or with none.
+
+    Args:
+        fit: on samples of them.
+        fewest: pictures that it takes; 0 where it needs none.
+        variants: whether each picture comes in its fixed variants (`compile.methods.few_shot`).
+        transfer: a model fitted on other products to one for a product that it never saw.
+
+    """
+
+    fit: Fit
+    fewest: int = 1
+    variants: bool = False
+    transfer: Callable[[nn.Module], nn.Module] | None = None
+
+
 class UnknownMethodError(BeltlineError):
     """No method has this name, or none on this kind of backbone. The message lists those that exist."""
 
@@ -94,6 +113,7 @@ class Method:
         published_map: whether INP-Former's published map stands in place of interpolation and smoothing.
         teacher: of a student, which is fitted on what `ask` gives.
         scans: maps of the scan that it takes after the trunk's; with no levels it sees no picture at all.
+        shots: for a method that can do with a few good pictures.
 
     """
 
@@ -113,6 +133,7 @@ class Method:
     several: bool = False
     teacher: Method | None = None
     scans: tuple[ScanMap, ...] = ()
+    shots: Shots | None = None
 
     @property
     def score(self) -> str:
@@ -205,6 +226,11 @@ def _fit_grnr(samples: Samples, seed: int, steps: int | None, progress: Progress
     return fit_grnr([each[:0] for each in samples.good], seed=seed, progress=progress).eval()
 
 
+def _fit_grnr_on_shots(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    del steps
+    return fit_grnr(samples.good, seed=seed, progress=progress).eval()
+
+
 def _fit_pnpt(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     """Fit a template per class; where there is one the graph need not be told which."""
     select: Select = "given"
@@ -280,14 +306,28 @@ _patchcore = partial(
     image_score="distance of the worst patch to the bank, weighted by eq. 7 of PatchCore",
     bank=True,
     several=True,
+    shots=Shots(_fit_patchcore),
+)
+_grnr = Method(
+    "GRNR, without any training picture",
+    _fit_grnr,
+    top=0.0,
+    several=True,
+    shots=Shots(_fit_grnr_on_shots, fewest=0),
 )
 
 METHODS: dict[str, Method] = {
     "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
-    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0, several=True),
+    "grnr": _grnr,
     "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
     "patchcore-32": _patchcore("PatchCore with stride 32 too, the taps of inp-former-pp", levels=STRIDES),
-    "inp-former": Method("INP-Former on the embedded trunk", _fit_inp_former, STRIDES, several=True),
+    "inp-former": Method(
+        "INP-Former on the embedded trunk",
+        _fit_inp_former,
+        STRIDES,
+        several=True,
+        shots=Shots(_fit_inp_former, variants=True, transfer=zero_shot_lite),
+    ),
     "inp-former-pp": Method(
         "INP-Former++ on the embedded trunk",
         _fit_inp_former_pp,
@@ -317,7 +357,13 @@ SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
 }
 
 VIT_METHODS: dict[str, Method] = {
-    "inp-former": Method("INP-Former, as published", _fit_inp_former_on_patches, published_map=True, several=True),
+    "inp-former": Method(
+        "INP-Former, as published",
+        _fit_inp_former_on_patches,
+        published_map=True,
+        several=True,
+        shots=Shots(_fit_inp_former_on_patches, variants=True, transfer=zero_shot),
+    ),
     "varad": Method(
         "VarAD (lightweight; constants of the paper unverified)",
         partial(_fit_varad, sizes=(LIGHT, LIGHT)),
@@ -329,7 +375,7 @@ VIT_METHODS: dict[str, Method] = {
         standardised=True,
         groups=4,
     ),
-    "grnr": Method("GRNR, without any training picture", _fit_grnr, top=0.0, several=True),
+    "grnr": _grnr,
     "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
 }
 BY_FAMILY: dict[Family, dict[str, Method]] = {
