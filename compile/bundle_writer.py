@@ -95,7 +95,8 @@ def write_bundle(
     """
     listed = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     whole = manifest.model_copy(update={"files": listed})
-    head = to_json(whole.model_dump(mode="json", exclude=None if whole.class_input else {"class_input"}))
+    unused = {name for name in ("class_input", "class_sources") if not getattr(whole, name)}  # older boxes refuse them
+    head = to_json(whole.model_dump(mode="json", exclude=unused))
     everything = {
         "manifest.json": head,
         "manifest.sha256": hashlib.sha256(head).hexdigest().encode() + b"\n",

@@ -1,4 +1,4 @@
-"""Several classes of one bundle: a folder of good parts each, named by it, all seen by one station's camera."""
+"""Several classes of one bundle: a folder of good parts each, named by it."""
 
 from __future__ import annotations
 
@@ -37,24 +37,21 @@ def read_classes(
     return found
 
 
-def joint_source(classes: Sequence[DataSet]) -> Source:
-    """Describe the frames of all classes.
+def class_sources(classes: Sequence[DataSet]) -> list[Source]:
+    """Describe the frames of each class: those of all classes that cameras of the same channels and bits see.
+
+    Where formats differ, a station inspects a class with a camera of its format; grey becomes three equal channels.
 
     Raises:
-        DataError: classes differ in channels or bits, or have scans alone.
+        DataError: a class has scans alone.
 
     """
-    first = classes[0]
-    for other in classes[1:]:
-        pair = [data.pictures for data in (first, other)]
-        formats = [(each.channels, 8 if each.white == EIGHT_BITS else 16) for each in pair]
-        if formats[0] != formats[1]:
-            words = [f"{channels} channel(s) of {bits} bits" for channels, bits in formats]
-            raise DataError(
-                f"{first.folder} has images of {words[0]}, {other.folder} of {words[1]}. The classes of a bundle are "
-                "seen by one camera: bring them to one format, or compile a bundle each."
-            )
     sources = [data.pictures for data in classes]
+    formats = [(each.channels, each.white == EIGHT_BITS) for each in sources]
+    return [_joint([each for each, other in zip(sources, formats, strict=True) if other == own]) for own in formats]
+
+
+def _joint(sources: Sequence[Source]) -> Source:
     low = [min(getattr(each, side)[0] for each in sources) for side in ("height", "width")]
     high = [max(getattr(each, side)[1] for each in sources) for side in ("height", "width")]
     white = max(each.white for each in sources)  # a dark class must look dark

@@ -40,21 +40,22 @@ class ScratchError(BeltlineError):
 
 
 def load_pictures(
-    paths: Sequence[Path], spec: Input, file: Path, tick: Tick | None = None
+    paths: Sequence[Path], spec: Input | Sequence[Input], file: Path, tick: Tick | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Skipped]]:
-    """Bring pictures to the graph's input by the front end of the box.
+    """Bring pictures to the graph's input by the front end of the box, told the same of all or something of each.
 
     Returns:
         uint8 [n, H, W, 3] mapped from `file`; which of `paths` they are; and what was skipped.
 
     """
-    shape = (max(len(paths), 1), spec.height, spec.width, 3)
+    specs = [spec] * max(len(paths), 1) if isinstance(spec, Input) else spec
+    shape = (max(len(paths), 1), specs[0].height, specs[0].width, 3)
     pictures: NDArray[np.uint8] = on_disk(file, np.dtype(np.uint8), shape)
     kept: list[int] = []
     skipped = []
     for position, path in enumerate(paths):
         try:
-            pictures[len(kept)] = rgb(read_image(path), spec)
+            pictures[len(kept)] = rgb(read_image(path), specs[position])
             kept.append(position)
         except (UnreadableImageError, FrameError) as error:
             skipped.append(Skipped(path, str(error)))

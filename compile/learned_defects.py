@@ -27,7 +27,7 @@ from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError
 from compile.features import load_pictures
 from compile.metrics import resize_mask
 from compile.pseudo_defects import cells
-from edge.bundle import Input
+from edge.bundle import Input, Source
 
 SHARE = 1 / 3  # of the defects that the head meets: a few real ones alone would be known by heart
 
@@ -89,9 +89,9 @@ def shows_same_part(
 
 
 def load_defects(
-    images: Sequence[LabelledImage], spec: Input, file: Path
+    images: Sequence[LabelledImage], spec: Input, file: Path, sources: Sequence[Source] = ()
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Load drawn defects as the graph sees them.
+    """Load drawn defects as the graph sees them; `sources` tells of the frames of each where they differ.
 
     Returns:
         uint8 [n, H, W, 3], mapped from `file`, and float32 [n, H / 4, W / 4]: the share of each cell that the mask
@@ -101,7 +101,8 @@ def load_defects(
         DataError: one is no picture that the front end takes.
 
     """
-    pictures, _, skipped = load_pictures([image.path for image in images], spec, file)
+    specs = [spec.model_copy(update={"source": source}) for source in sources] or spec
+    pictures, _, skipped = load_pictures([image.path for image in images], specs, file)
     if skipped:
         raise DataError(
             f"{skipped[0].path}: was drawn to learn from, and cannot be: {skipped[0].reason}. Remove it from the test "

@@ -27,6 +27,7 @@ from compile.split_plan import SplitPlan
 from compile.standardise import Standardised
 from compile.tensorrt_build import TensorRTError, check_allowed
 from compile.trunk_graph import export_trunk
+from edge.bundle import Source
 
 CALIBRATION_PICTURES = 20
 
@@ -116,7 +117,7 @@ def paint_samples(
     job: Job,
     trunks: Graphs,
     good: NDArray[np.uint8],
-    learned: Sequence[LabelledImage],
+    learned: Sequence[tuple[LabelledImage, Source]],
     shown: NDArray[np.bool_],
 ) -> PaintedPictures:
     """Paint defects on good pictures for a method to learn from, and compute their maps; a teacher's too, if any.
@@ -125,7 +126,7 @@ def paint_samples(
         job: of the first class.
         trunks: whose maps.
         good: pictures of all classes.
-        learned: real defects to learn from, too.
+        learned: real defects to learn from, too, and what their frames are.
         shown: bool [len(learned), len(good)], which good pictures show the part of each of these.
 
     """
@@ -133,7 +134,8 @@ def paint_samples(
     shape = (painted + len(learned), *good.shape[1:])
     pictures = on_disk(job.work / "samples.bin", np.dtype(np.uint8), shape)
     covered, sources = paint_pictures(good, pictures[:painted], job.settings.seed, job.clock.ticks("paint samples"))
-    pictures[painted:], real = load_defects(learned, job.spec, job.work / "defects.bin")
+    images, frames = [image for image, _ in learned], [source for _, source in learned]
+    pictures[painted:], real = load_defects(images, job.spec, job.work / "defects.bin", frames)
     covered = np.concatenate([covered, real])
     if method := find_method(job.settings.method, job.backbone).teacher:
         trunk = job.backbone.build(method.levels, job.spec.height)

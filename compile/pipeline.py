@@ -24,7 +24,7 @@ from calibration.threshold import DEFAULT_TARGET, CalibrationError, ThresholdRes
 from compile.anomaly_graph import AnomalyGraph
 from compile.backbones.choice import Backbone, find_backbone
 from compile.bundle_writer import SIZE_BUDGET, check_writable, replacing, report_path, to_json, write_bundle
-from compile.classes import class_names, joint_source, read_classes
+from compile.classes import class_names, class_sources, read_classes
 from compile.data import FEWEST_PARTS, DataError, DataSet, LabelledImage
 from compile.evidence import Evidence, per_class
 from compile.features import load_pictures
@@ -56,7 +56,7 @@ from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import check_wishes
 from compile.work import work_key, work_path, working_folder
 from edge.archive import SIZE_LIMIT
-from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Threshold
+from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Source, Threshold
 from edge.errors import BeltlineError
 
 MEASURED_SIZE = 256  # pixels: where the cost of a megapixel is measured
@@ -120,17 +120,18 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
             classes = read_classes(settings.folders, settings.group_by, clock.ticks("read files"), settings.unit)
             if count := settings.learn_defects:
                 classes = [draw_defects(data, count, settings.seed, settings.group_by) for data in classes]
-            source = joint_source(classes)
+            sources = class_sources(classes)
         with clock.step("size"):
             size = _size(settings, max(data.longer_side for data in classes), backbone, method)
         key = work_key(settings, classes, backbone, size.size, _machine())
-        spec = Input(height=size.size, width=size.size, source=source)
         with working_folder(work_path(settings.output), key) as folder:
             jobs = []
-            for number, (name, data) in enumerate(zip(class_names(settings.folders), classes, strict=True)):
+            each_of = zip(class_names(settings.folders), classes, sources, strict=True)
+            for number, (name, data, source) in enumerate(each_of):
                 work = folder / str(number)
                 work.mkdir(exist_ok=True)
                 evidence = _evidence(settings, method, name, data, size)
+                spec = Input(height=size.size, width=size.size, source=source)
                 jobs.append(Job(settings, clock, work, spec, evidence, backbone=backbone))
             whole = jobs[0].evidence
             whole.seconds, whole.machine = clock.seconds, _machine()
@@ -251,7 +252,8 @@ def _size(settings: Settings, longer_side: int, backbone: Backbone, method: Meth
 def _load_good(jobs: list[Job]) -> Good:
     job = jobs[0]
     paths = [path for each in jobs for path in each.evidence.data.good]
-    pictures, kept, skipped = load_pictures(paths, job.spec, job.work / "good.bin", job.clock.ticks("load good"))
+    specs = [each.spec for each in jobs for _ in each.evidence.data.good]
+    pictures, kept, skipped = load_pictures(paths, specs, job.work / "good.bin", job.clock.ticks("load good"))
     numbers = np.repeat(np.arange(len(jobs)), [len(each.evidence.data.good) for each in jobs])
     parts = np.concatenate([each.evidence.data.groups for each in jobs])
     _, groups = np.unique(np.stack([numbers, parts]), axis=1, return_inverse=True)
@@ -269,12 +271,14 @@ def _load_good(jobs: list[Job]) -> Good:
     return good
 
 
-def _learned(jobs: list[Job], good: Good) -> tuple[list[LabelledImage], NDArray[np.bool_]]:
+def _learned(jobs: list[Job], good: Good) -> tuple[list[tuple[LabelledImage, Source]], NDArray[np.bool_]]:
     """Give the labelled defects of all classes to learn from, and which good pictures show the part of each."""
-    drawn = [(each.evidence.data, image) for each in jobs for image in each.evidence.data.learned]
+    drawn = [(each, image) for each in jobs for image in each.evidence.data.learned]
     group_by = jobs[0].settings.group_by
-    shown = [shows_same_part(data, image, good.paths, group_by) for data, image in drawn]
-    return [image for _, image in drawn], np.array(shown, bool).reshape(len(drawn), len(good.paths))
+    shown = [shows_same_part(each.evidence.data, image, good.paths, group_by) for each, image in drawn]
+    return [(image, each.spec.source) for each, image in drawn], np.array(shown, bool).reshape(
+        len(drawn), len(good.paths)
+    )
 
 
 def _load_test(job: Job) -> Test | None:
@@ -322,6 +326,7 @@ def _write(
         },
         classes=[each.class_name for each in classes] if several else [],
         class_input=job.class_index is not None,
+        class_sources=[each.spec.source for each in jobs] if any(each.spec != job.spec for each in jobs) else [],
         provenance={
             "beltline": version("beltline"),
             "backbone": f"{job.backbone.title}, {', '.join(map_names(method.levels))}, frozen",

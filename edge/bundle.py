@@ -10,8 +10,9 @@ file `signature`, outside the manifest, is judged by `edge.signature`.
 
 Schema version 1 is a bundle for one product, version 2 one for several classes, which the manifest lists by name: its
 `threshold.json` has the thresholds of each class under its name, each golden input names its class, and where the
-graphs must be told the class they have the input `class`, int64 [B], its position in the list. A bundle for one product
-stays version 1, so that older boxes read it.
+graphs must be told the class they have the input `class`, int64 [B], its position in the list. Where cameras of several
+formats see them, `class_sources` has the frames of each class; a station takes those of its own class alone. A bundle
+for one product stays version 1, so that older boxes read it.
 
 Who: `compile` writes bundles with the same models; `edge` reads them.
 """
@@ -135,6 +136,7 @@ class Manifest(Strict):
     graphs: dict[GraphName, Graph]
     classes: Annotated[list[ClassName], AfterValidator(_different)] = []  # where there are several
     class_input: bool = False  # whether the graphs have the input `class`
+    class_sources: list[Source] = []  # one per class where they differ in channels or bits; `input` has the first
     provenance: dict[str, object]
     files: dict[str, str]  # file name -> sha256 of every file but the manifest, its hash and the signature
 
@@ -145,6 +147,8 @@ class Manifest(Strict):
             raise ValueError(f"schema version {self.schema_version} with {len(self.classes)} class(es)")
         if self.class_input and not several:
             raise ValueError("the input `class` without several classes")
+        if self.class_sources and (not several or len(self.class_sources) != len(self.classes)):
+            raise ValueError(f"{len(self.class_sources)} source(s) for {len(self.classes)} class(es)")
         return self
 
 
@@ -236,6 +240,11 @@ class Bundle:
                 f"{self.path}: no class {name!r}; there are: {_list(classes)}. Correct [bundle] class_name."
             )
         return classes.index(name)
+
+    def input(self, class_index: int = 0) -> Input:
+        """What the front end is told: the graph's input, made from the frames of this class."""
+        found, sources = self.manifest.input, self.manifest.class_sources
+        return found.model_copy(update={"source": sources[class_index]}) if sources else found
 
     def _check_golden(self) -> None:
         classes = self.manifest.classes if len(self.manifest.classes) > 1 else [""]

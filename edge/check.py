@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edge.bundle import Bundle, Threshold
+from edge.bundle import Bundle, Input, Threshold
 from edge.control import occupied
 from edge.errors import BeltlineError
 from edge.front_end import FrameError, rgb
@@ -35,18 +35,20 @@ class Finding(NamedTuple):
 def check_station(settings: Settings) -> list[Finding]:
     """Everything that the station needs, in the order in which it would be started."""
     findings = [Finding("station", "/".join((settings.station.site, settings.station.line, settings.station.name)))]
-    bundle: Bundle | None = None
+    spec: Input | None = None
     try:
         bundle, signature = open_bundle(settings, bundle_path(settings))
         findings += _bundle(bundle, signature)
-        bundle.class_index(settings.bundle.class_name)
+        class_index = bundle.class_index(settings.bundle.class_name)
         if len(bundle.manifest.classes) > 1:
             findings.append(Finding("class", f"{settings.bundle.class_name}, of {', '.join(bundle.manifest.classes)}"))
+        spec = bundle.input(class_index)
+        findings.append(_frames(spec))
         scorer = make_scorer(bundle, settings)
         findings += _scorer(scorer, settings)
     except BeltlineError as error:
         findings.append(Finding("bundle", str(error), ok=False))
-    findings += _source(settings, bundle)
+    findings += _source(settings, spec)
     what, ok = describe(settings.reject)
     hint = "; `beltline doctor` tries it" if ok and settings.reject.kind == "modbus" else ""
     findings.append(Finding("reject path", what + hint, ok))
@@ -67,11 +69,14 @@ def _bundle(bundle: Bundle, signature: str) -> Iterator[Finding]:
     manifest = bundle.manifest
     yield Finding("bundle", f"{manifest.name} {manifest.version}, {manifest.method}, id {bundle.id[:12]}")
     yield Finding("signature", signature)
-    source = manifest.input.source
-    yield Finding(
+
+
+def _frames(spec: Input) -> Finding:
+    source = spec.source
+    return Finding(
         "frames",
         f"{_span(source.width)} x {_span(source.height)} pixels, {source.channels} channel(s), white {source.white}; "
-        f"scored at {manifest.input.width} x {manifest.input.height}",
+        f"scored at {spec.width} x {spec.height}",
     )
 
 
@@ -101,13 +106,13 @@ def promise(threshold: Threshold) -> str:
     )
 
 
-def _source(settings: Settings, bundle: Bundle | None) -> Iterator[Finding]:
+def _source(settings: Settings, spec: Input | None) -> Iterator[Finding]:
     source = settings.source
     if isinstance(source, CameraSource):
         problem = device_problem(source.device)
         yield Finding("source", f"camera {source.device}" + (f": {problem}" if problem else ""), not problem)
     elif isinstance(source, (FolderSource, VideoSource)):
-        yield _first_picture(source, bundle, bench=settings.reject.kind == "none")
+        yield _first_picture(source, spec, bench=settings.reject.kind == "none")
     elif len(os.fsencode(source.socket)) > LONGEST_SOCKET_PATH:
         yield Finding("source", f"belt {source.socket}: {_TOO_LONG} [source] socket.", ok=False)
     else:
@@ -115,7 +120,7 @@ def _source(settings: Settings, bundle: Bundle | None) -> Iterator[Finding]:
         yield Finding("source", f"belt {source.socket}" + ("" if there else ": not there: start the simulator"), there)
 
 
-def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None, *, bench: bool) -> Finding:
+def _first_picture(settings: FolderSource | VideoSource, spec: Input | None, *, bench: bool) -> Finding:
     try:
         source = open_source(settings, bench=bench)
         try:
@@ -123,8 +128,8 @@ def _first_picture(settings: FolderSource | VideoSource, bundle: Bundle | None, 
         finally:
             source.close()
         assert frame is not None
-        if bundle:
-            rgb(frame.image, bundle.manifest.input)
+        if spec:
+            rgb(frame.image, spec)
         if source.problem:
             return Finding("source", source.problem, ok=False)
     except BeltlineError as error:

@@ -66,6 +66,7 @@ class Scorer:
         """
         self.bundle, self.graph, self.class_index = bundle, graph, class_index
         self.threshold = bundle.thresholds[class_index][graph].value
+        self.input = bundle.input(class_index)
         self._hash = bundle.graph_sha256(graph)
         manifest = bundle.manifest
         self._image = np.zeros((1, manifest.input.height, manifest.input.width, 3), np.uint8)
@@ -92,7 +93,7 @@ class Scorer:
         """Score a camera frame.
 
         Args:
-            frame: HxWx3 RGB or HxW grey, uint8 or uint16, as the bundle's `source` describes.
+            frame: HxWx3 RGB or HxW grey, uint8 or uint16, as the `source` of the bundle, or of this class, describes.
 
         Raises:
             FrameError: the frame is not one that this bundle can judge.
@@ -102,7 +103,7 @@ class Scorer:
         """
         start_ns = time.perf_counter_ns()
         try:
-            tensor = rgb(frame, self.bundle.manifest.input)
+            tensor = rgb(frame, self.input)
         except cv2.error as error:
             raise FrameError(f"the front end failed: {error.err}") from error
         front_end_ms = (time.perf_counter_ns() - start_ns) / 1e6
@@ -276,7 +277,7 @@ def slow_step_ms(scorer: Scorer) -> float:
 
     About the p95: one or two hiccups of a box that has just started are no property of the recipe.
     """
-    source = scorer.bundle.manifest.input.source
+    source = scorer.input.source
     frame = np.zeros((source.height[1], source.width[1], 3), np.uint8 if source.white == 255 else np.uint16)
     frame[: source.height[1] // 2] = source.white  # a blank frame is refused
     times_ms = []

@@ -12,13 +12,14 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from compile.classes import joint_source
-from compile.data import DataError, DataSet, read_data
+from compile.classes import class_sources
+from compile.data import DataSet, read_data
 from compile.job import Settings
 from compile.onnx_session import open_session
 from compile.pipeline import Compiled, compile_data
 from compile.tensorrt_build import build, check_allowed
 from edge.cli import FAILED, OK, USAGE, main
+from edge.front_end import FrameError, rgb
 from edge.scorer import Scorer
 
 Write = Callable[[Path, NDArray[np.uint8]], Path]
@@ -26,14 +27,15 @@ Write = Callable[[Path, NDArray[np.uint8]], Path]
 
 @pytest.fixture(scope="session")
 def negatives(photographs: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Parts of another class: dark where the wall is light, and turned."""
-    return np.ascontiguousarray(255 - photographs.transpose(0, 2, 1, 3))
+    """Parts of another class, by a camera without colours: dark where the wall is light, and turned."""
+    return np.ascontiguousarray(255 - photographs.transpose(0, 2, 1, 3)[..., 0])
 
 
 def put(folder: Path, images: NDArray[np.uint8]) -> Path:
     folder.mkdir(parents=True)
     for i, image in enumerate(images):
-        assert cv2.imwrite(str(folder / f"{i:02}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        picture = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        assert cv2.imwrite(str(folder / f"{i:02}.png"), picture)
     return folder
 
 
@@ -102,7 +104,29 @@ def test_each_class_is_scored_by_its_own_normality(
     scorers = [Scorer(both.bundle, "float", class_index=index) for index in (0, 1)]
     for own, other, pictures in ((0, 1, photographs[36:40]), (1, 0, negatives[36:40])):
         for picture in pictures:
-            assert scorers[own].score(picture).value < scorers[other].score(picture).value
+            frame = rgb(picture, scorers[own].input)
+            assert scorers[own].score_tensor(frame).value < scorers[other].score_tensor(frame).value
+
+
+@pytest.mark.slow
+def test_each_class_takes_the_frames_of_its_own_camera(
+    both: Compiled, photographs: NDArray[np.uint8], negatives: NDArray[np.uint8]
+) -> None:
+    manifest = json.loads(both.bundle.read("manifest.json"))
+    assert [each["channels"] for each in manifest["class_sources"]] == [3, 1]
+    assert manifest["input"]["source"]["channels"] == 3
+    wall, negative = (Scorer(both.bundle, "float", class_index=index) for index in (0, 1))
+    grey = negatives[36]
+    coloured = np.repeat(grey[..., None], 3, axis=2)
+    assert (
+        negative.score(grey).value
+        == negative.score_tensor(cv2.resize(coloured, (128, 128), interpolation=cv2.INTER_AREA)).value
+    )
+    with pytest.raises(FrameError, match=r"3 channel\(s\), the bundle was made from 1"):
+        negative.score(coloured)
+    with pytest.raises(FrameError, match=r"1 channel\(s\), the bundle was made from 3"):
+        wall.score(grey)
+    assert wall.score(photographs[36]).value > 0
 
 
 @pytest.mark.slow
@@ -139,13 +163,14 @@ def test_a_graph_that_is_told_the_class_builds_in_tensorrt(both: Compiled) -> No
 def test_a_station_runs_the_class_that_it_names(
     both: Compiled, photographs: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(tmp_path / "parts", photographs[36:39])
+    put(tmp_path / "wall", photographs[36:39])
+    put(tmp_path / "negative", photographs[36:39, ..., 0])
     file = tmp_path / "station.toml"
     scores = {}
     for index, name in enumerate(both.bundle.manifest.classes):
         file.write_text(
             f'[bundle]\npath = "{both.bundle.path}"\nallow_unsigned = true\n'
-            f'class_name = "{name}"\n[source]\nkind = "folder"\npath = "parts"\n'
+            f'class_name = "{name}"\n[source]\nkind = "folder"\npath = "{name}"\n'
         )
         assert main(["run", "--json", str(file)]) == OK
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -154,7 +179,7 @@ def test_a_station_runs_the_class_that_it_names(
         assert [row["decision"] == "REJECT" for row in rows] == [row["score"] > row["threshold"] for row in rows]
         scores[name] = [row["score"] for row in rows]
     assert all(as_wall < as_other for as_wall, as_other in zip(scores["wall"], scores["negative"], strict=True))
-    file.write_text(file.read_text().replace('"negative"', '"gravel"'))
+    file.write_text(file.read_text().replace('class_name = "negative"', 'class_name = "gravel"'))
     assert main(["run", str(file)]) == FAILED
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert "no class 'gravel'; there are: negative, wall" in said
@@ -195,7 +220,7 @@ def test_every_class_with_too_few_images_is_named_with_its_count(
     ]
 
 
-def test_classes_share_one_camera(tmp_path: Path, photographs: NDArray[np.uint8], write: Write) -> None:
+def test_classes_of_one_format_share_its_frames(tmp_path: Path, photographs: NDArray[np.uint8], write: Write) -> None:
     def read(name: str, images: NDArray[np.uint8]) -> DataSet:
         for i, image in enumerate(images):
             write(tmp_path / name / f"{i:02}.png", image)
@@ -204,8 +229,8 @@ def test_classes_share_one_camera(tmp_path: Path, photographs: NDArray[np.uint8]
     small = read("small", photographs[:20, :100, :120])
     large = read("large", photographs[:20])
     grey = read("grey", np.ascontiguousarray(photographs[:20, ..., 0]))
-    assert joint_source([small]) == small.source
-    joint = joint_source([large, small])
-    assert (joint.height, joint.width) == ((100, 144), (120, 144))
-    with pytest.raises(DataError, match=r"large has images of 3 channel\(s\) of 8 bits, .*grey of 1 channel"):
-        joint_source([large, small, grey])
+    assert class_sources([small]) == [small.source]
+    first, second = class_sources([large, small])
+    assert first == second
+    assert (first.height, first.width, first.channels) == ((100, 144), (120, 144), 3)
+    assert class_sources([large, grey, small]) == [first, grey.source, first]

@@ -122,7 +122,7 @@ def test_three_images_are_one_clear_line(tmp_path: Path, photographs, write, cap
     assert code == FAILED
     assert said == (
         f"beltline compile: {tmp_path}/few: 3 usable good image(s) among 3 file(s), at least 20 are needed. "
-        "Add images of good parts."
+        "Add images of good parts: also a method that is fitted on few takes its threshold from them."
     )
     assert not (tmp_path / "x.bundle").exists()
 

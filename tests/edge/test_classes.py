@@ -18,11 +18,13 @@ from edge.check import check_station
 from edge.cli import FAILED, OK, main
 from edge.doctor import chosen_class, graphs
 from edge.errors import BundleError
-from edge.scorer import Scorer, ScorerError
+from edge.front_end import FrameError
+from edge.scorer import Scorer, ScorerError, slow_step_ms
 from edge.settings import load_settings
 
 MakeBundle = Callable[..., Path]
 CLASSES = ["lid", "cap"]  # in an order of its own
+GREY = {"height": [32, 256], "width": [32, 256], "channels": 1, "white": 255}
 NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=100)
 
 
@@ -83,6 +85,9 @@ def test_any_names_are_found_again_in_their_order(tmp_path: Path, tiny: SimpleNa
         (CLASSES, {"schema_version": 1}, r"schema version 1 with 2 class\(es\)"),
         (None, {"schema_version": 2}, r"schema version 2 with 0 class\(es\)"),
         (None, {"class_input": True}, "without several classes"),
+        (CLASSES, {"class_sources": [GREY]}, r"1 source\(s\) for 2 class\(es\)"),
+        (None, {"class_sources": [GREY]}, r"1 source\(s\) for 0 class\(es\)"),
+        (CLASSES, {"class_sources": [GREY, {**GREY, "channels": 2}]}, "class_sources.1.channels"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(
@@ -166,6 +171,18 @@ def test_a_threshold_is_doubted_by_the_golden_inputs_of_its_class(make_bundle: M
     between = (scores[0] + scores[1]) / 2
     assert Scorer(bundle, "float", class_index=0).doubt(between) is None
     assert "rejects every good golden part" in str(Scorer(bundle, "float", class_index=1).doubt(between))
+
+
+def test_a_class_takes_frames_of_its_own_format(tmp_path: Path, tiny: SimpleNamespace) -> None:
+    files = rehash(tiny.files(classes=CLASSES), class_sources=[{**GREY, "channels": 3}, GREY])
+    bundle = read_bundle(tiny.archive(tmp_path / "tiny.bundle", files))
+    frame = tiny.picture(150)
+    for index, (right, wrong) in enumerate(((frame, frame[..., 0]), (frame[..., 0], frame))):
+        scorer = Scorer(bundle, "float", class_index=index)
+        assert scorer.score(right).value >= 0
+        assert slow_step_ms(scorer) > 0
+        with pytest.raises(FrameError, match=r"channel\(s\), the bundle was made from"):
+            scorer.score(wrong)
 
 
 def station(folder: Path, class_name: str) -> Path:
