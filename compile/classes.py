@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compile.data import DataError, DataSet, read_data
+from compile.data import DataError, DataSet, folder_name, read_data
 from edge.bundle import Source
 from edge.scans.unit import Unit
 
@@ -14,7 +14,7 @@ EIGHT_BITS = 255
 
 def class_names(folders: Sequence[Path]) -> list[str]:
     """Name each class; nothing where there is only one."""
-    return [folder.resolve().name for folder in folders] if len(folders) > 1 else [""]
+    return [folder_name(folder) for folder in folders] if len(folders) > 1 else [""]
 
 
 def read_classes(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -118,6 +119,11 @@ class DataSet:
     @property
     def parts(self) -> int:
         return int(np.unique(self.groups).size)
+
+
+def folder_name(folder: Path) -> str:
+    """Name a folder as the user did, be it a link; where that is `.` or `..`, as the path that they stand for."""
+    return Path(os.path.abspath(folder)).name  # noqa: PTH100 - resolve() would follow links
 
 
 def read_image(path: Path) -> Picture:

@@ -7,9 +7,10 @@ meets, however many pictures are painted; no painting of real defects onto other
 
 With a drawn picture every other picture of the same part leaves the test, good or defective. Guaranteed: those that
 `calibration.split` recognises (moved by up to 1/16, lit otherwise), and those that `--group-by` says to show the same
-part, by a regular expression or a folder per part below test/<kind>. Not guaranteed: pictures of one part turned by
-more than a few degrees, or from another side, where no name tells; nor a picture from before the damage where the
-defect, on a surface that repeats itself, makes it as unlike as another part.
+part, by a regular expression or by a folder per part: test/hole/p7 shows the part of test/good/p7 and train/good/p7.
+Files that lie in test/<kind> itself are of no such folder; their names are numbers of each kind. Not guaranteed:
+pictures of one part turned by more than a few degrees, or from another side, where no name tells; nor a picture from
+before the damage where the defect, on a surface that repeats itself, makes it as unlike as another part.
 """
 
 from __future__ import annotations
@@ -69,19 +70,31 @@ def draw_defects(data: DataSet, count: int, seed: int, group_by: str = "near-dup
         f"{count} labelled defect(s) were drawn by seed {seed} to learn from and left the test pictures, and with them "
         f"{others} other picture(s) of the same parts. Drawn: {names}."
     )
-    return replace(data, test=test, learned=learned, remarks=[*data.remarks, remark])
+    left = _what_is_left(data.test, test)
+    return replace(data, test=test, learned=learned, remarks=[*data.remarks, remark, *left])
+
+
+def _what_is_left(before: Sequence[LabelledImage], after: Sequence[LabelledImage]) -> list[str]:
+    """Say which kinds nothing can be measured on any more."""
+    kinds = {image.kind for image in after}
+    gone = sorted({image.kind for image in before} - kinds)
+    words = [f"No test picture of {', '.join(gone)} is left: what is learned is not measured on that."] if gone else []
+    if len({image.defective for image in after}) < 2:
+        left = "none" if not after else "good ones alone" if "good" in kinds else "defective ones alone"
+        words.append(f"Of the test pictures {left} are left: nothing can be measured on them. Draw fewer.")
+    return words
 
 
 def shows_same_part(
     data: DataSet, image: LabelledImage, paths: Sequence[Path], group_by: str = "near-duplicates"
 ) -> NDArray[np.bool_]:
     """Tell which of `paths`, good or of the test, show the part of a test picture: bool [len(paths)]."""
-    look, named = data.looks.get(image.path), _named_part(image.path, image.kind, group_by)
+    look, named = data.looks.get(image.path), _named_part(data, image.path, group_by)
     return np.array(
         [
             path == image.path
             or (look is not None and data.looks.get(path) == look)
-            or (named is not None and _named_part(path, image.kind, group_by) == named)
+            or (named is not None and _named_part(data, path, group_by) == named)
             for path in paths
         ],
         bool,
@@ -139,10 +152,10 @@ def _read_mask(path: Path) -> NDArray[np.generic]:
     return mask if mask.ndim == 2 else mask.max(axis=2)
 
 
-def _named_part(path: Path, kind: str, group_by: str) -> str | None:
-    """Name the part, as far as names tell."""
-    if group_by == "near-duplicates":
+def _named_part(data: DataSet, path: Path, group_by: str) -> str | None:
+    """Name the part, as far as names tell: parts of other classes are others."""
+    if group_by == "near-duplicates" or not path.is_relative_to(data.folder):
         return None
     if group_by == "folder":
-        return None if path.parent.name in {kind, "good"} else str(path.parent)
+        return "/".join(path.relative_to(data.folder).parts[2:-1]) or None  # below test/<kind> or train/good
     return part_name(path, group_by) if re.search(group_by, path.name) else None

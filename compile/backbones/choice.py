@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from compile.anomaly_graph import MAP_LIMIT
@@ -80,6 +81,13 @@ class Backbone:
         if isinstance(self.source, Lite):
             return Trunk(tuple(level for level in levels if isinstance(level, int)), self.source)
         return build_dinov2(self.source, side, [level for level in levels if isinstance(level, tuple)])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What its maps follow from: weights, and what says how they are used."""
+        if isinstance(self.source, Lite):
+            return (self.source.weights,)
+        return (self.source.folder / "config.json", *self.source.weights)
 
     def digest(self) -> str:
         """SHA-256 of its weights."""

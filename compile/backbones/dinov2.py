@@ -12,7 +12,6 @@ Weights are read from safetensors alone, never unpickled. Tested here with small
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.backbones import BackboneError
+from compile.backbones.dinov2_config import Config, read_config
 
 if TYPE_CHECKING:
     from transformers import Dinov2WithRegistersModel
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in [0, 1]
-MODEL_TYPE = "dinov2_with_registers"
 OFFSET = 0.1  # of the published position table, in cells
 NAMED = 3  # tensors that an error names
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
@@ -142,9 +141,22 @@ class Source:
     """Where a trunk's weights lie, and what its configuration says of it."""
 
     folder: Path
-    width: int
-    blocks: int
-    patch: int
+    config: Config
+
+    @property
+    def width(self) -> int:
+        """Of its maps."""
+        return self.config.hidden_size
+
+    @property
+    def blocks(self) -> int:
+        """How many it has."""
+        return self.config.num_hidden_layers
+
+    @property
+    def patch(self) -> int:
+        """Side of one, pixels."""
+        return self.config.patch_size
 
     @property
     def weights(self) -> tuple[Path, ...]:
@@ -174,10 +186,10 @@ def find_dinov2(source: str | Path) -> Source:
 
     """
     folder = _find(source)
-    config = _read_config(folder)
+    config = read_config(folder)
     if find_spec("transformers") is None:
         raise BackboneError(INSTALL)
-    return Source(folder, *(int(config.get(name, 0)) for name in ("hidden_size", "num_hidden_layers", "patch_size")))
+    return Source(folder, config)
 
 
 def runs(taps: Sequence[int], groups: int) -> tuple[tuple[int, ...], ...]:
@@ -215,7 +227,7 @@ def load_dinov2(
 
 def build_dinov2(source: Source, size: int | tuple[int, int], groups: Sequence[Sequence[int]]) -> DINOv2:
     """Load a trunk whose groups of blocks are known; raises as `load_dinov2` does."""
-    return DINOv2(_load(source.folder), (size, size) if isinstance(size, int) else size, groups)
+    return DINOv2(_load(source), (size, size) if isinstance(size, int) else size, groups)
 
 
 def _find(source: str | Path) -> Path:
@@ -239,34 +251,19 @@ def _find(source: str | Path) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"{file}: cannot be read ({error}). Give the folder that `save_pretrained` wrote."
-        ) from error
-    kind = config.get("model_type")
-    if kind != MODEL_TYPE:
-        raise BackboneError(f"{file}: model type {kind}, wanted {MODEL_TYPE}. Take one of {', '.join(PUBLISHED)}.")
-    if not list(folder.glob("*.safetensors")):
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        found = f"only {pickled[0]}, and pickled weights can run code" if pickled else "no weights"
-        raise BackboneError(f"{folder}: {found}. Give model.safetensors (`save_pretrained` writes it).")
-    return config
-
-
-def _load(folder: Path) -> Dinov2WithRegistersModel:
+def _load(source: Source) -> Dinov2WithRegistersModel:
     try:
         import transformers  # noqa: PLC0415 - slow to import
         from safetensors import SafetensorError  # noqa: PLC0415
     except ImportError as error:
         raise BackboneError(INSTALL) from error
+    folder = source.folder
+    config = transformers.Dinov2WithRegistersConfig(**source.config.model_dump())
     with _quiet(transformers.utils.logging):
         try:
             model, info = transformers.Dinov2WithRegistersModel.from_pretrained(
                 folder,
+                config=config,  # nothing of the file but what was checked
                 use_safetensors=True,
                 local_files_only=True,
                 attn_implementation="eager",  # plain products and a softmax in the exported graph

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compile.backbones.choice import LITE_CELL, Backbone, Level
-from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, read_data, read_image
+from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, folder_name, read_data, read_image
 from compile.evaluate import load_masks
 from compile.features import Features, Rows, load_pictures, on_disk
 from compile.job import Progress
@@ -88,7 +88,7 @@ def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0, unit
         DataError: no such folder, too few pictures, only scans, only one kind of test pictures, a mask of another size.
 
     """
-    step = f"{folder.resolve().name}: read"
+    step = f"{folder_name(folder)}: read"
     data = read_data(folder, tick=lambda done, of: progress(step, done, of), unit=unit)
     data.pictures  # noqa: B018 - refuses scans alone
     check_kinds(folder, data.test)
@@ -133,7 +133,7 @@ def load_labelled(
         DataError: the test pictures that can be read are of one kind, or there are no scans and methods want them.
 
     """
-    name = data.folder.resolve().name
+    name = folder_name(data.folder)
     spec = Input(height=size, width=size, source=data.pictures)
     paths = {"train": data.good, "test": [image.path for image in data.test]}
     maps: dict[str, Maps] = {}

@@ -26,6 +26,7 @@ from compile.bench.figures import Estimate, compare_images, compare_pixels, esti
 from compile.bench.page import Shown, choose_pictures, show
 from compile.bench.score import score_maps
 from compile.bench.settings import Entry, check_setting, samples_of
+from compile.data import folder_name
 from compile.export import export, join
 from compile.features import on_disk
 from compile.fitting import one_thread
@@ -92,7 +93,7 @@ def check_wanted(wanted: Wanted, backbone: Backbone) -> list[Entry]:
         raise WishError(f"--seeds {wanted.seeds}: at least 1.")
     lists: dict[str, list[str]] = {
         "--methods": list(wanted.methods),
-        "DATA": [folder.resolve().name for folder in wanted.data],
+        "DATA": [folder_name(folder) for folder in wanted.data],
     }
     for what, values in lists.items():
         if not values:

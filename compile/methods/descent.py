@@ -50,8 +50,8 @@ def read(features: Sequence[NDArray[Any]], rows: Any) -> list[Tensor]:
 
 
 def one_cycle(optimiser: Optimizer, rate: float, steps: int) -> LRScheduler:
-    """A rate that rises over the first tenth and falls in a cosine."""
-    return OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    """A rate that rises over the first tenth, where that is a step at least, and falls in a cosine."""
+    return OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1 if steps > 10 else 0.0)
 
 
 def descend(

@@ -81,7 +81,7 @@ def fit_inp_former(
         progress: called with (what, done, of).
 
     Raises:
-        FitError: maps are not finite, or the fit diverged.
+        FitError: maps are not finite or of a width that no published model has, or the fit diverged.
         ValueError: maps differ in shape, there are none, or the size is not theirs.
 
     """
@@ -185,7 +185,7 @@ def _emphasis(error: Tensor) -> Tensor:
 
 def _published_size(width: int, groups: int) -> Size:
     if width % HEAD_WIDTH:
-        raise ValueError(f"maps of width {width} are no multiple of {HEAD_WIDTH}: give a size with heads that fit")
+        raise FitError(f"maps of width {width}, which is no multiple of {HEAD_WIDTH}: take ViT-S, B or L as published.")
     return Size(width=width, heads=width // HEAD_WIDTH, groups=groups)
 
 

@@ -218,3 +218,18 @@ def test_checkpoints_leave_a_fit_as_it_is(tmp_path: Path, eager, method: str) ->
         assert same(fit(), alone)
     with resumable(tmp_path):
         assert same(fit(), alone)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20])
+def test_a_cycle_of_any_length_has_rates(steps: int) -> None:
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    schedule = one_cycle(optimiser, 0.5, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        if len(rates) < steps:
+            schedule.step()
+    assert all(0 < rate <= 0.5 for rate in rates)
+    assert rates[-1] < 0.5
+    assert steps <= 10 or max(rates) == pytest.approx(0.5, rel=0.1)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from compile.classes import class_sources
+from compile.classes import class_names, class_sources
 from compile.data import DataSet, read_data
 from compile.job import Settings
 from compile.onnx_session import open_session
@@ -218,6 +218,13 @@ def test_every_class_with_too_few_images_is_named_with_its_count(
         f"{folders[0]}: 3 usable good image(s) among 3 file(s)",
         f"{folders[2]}: 7 usable good image(s) among 7 file(s)",
     ]
+
+
+def test_a_class_has_the_name_that_the_user_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "2026-11-23" / "good").mkdir(parents=True)
+    (tmp_path / "cap").symlink_to("2026-11-23")
+    monkeypatch.chdir(tmp_path / "cap" / "good")
+    assert class_names([tmp_path / "cap", Path(".."), Path()]) == ["cap", "2026-11-23", "good"]
 
 
 def test_classes_of_one_format_share_its_frames(tmp_path: Path, photographs: NDArray[np.uint8], write: Write) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from compile.backbones import BackboneError
@@ -190,14 +192,112 @@ def test_the_hub_out_of_reach_is_named(tmp_path, monkeypatch):
 
 def test_another_kind_of_model_is_refused(folder, tmp_path):
     other = copy(folder, tmp_path, model_type="dinov2")
-    with pytest.raises(BackboneError, match=r"model type dinov2, wanted dinov2_with_registers"):
+    with pytest.raises(BackboneError, match=r"model type 'dinov2', wanted dinov2_with_registers"):
         load_dinov2(other, 70, taps=TAPS)
 
 
-def test_a_broken_config_is_refused(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('"dinov2"', "holds no JSON object"),
+        ("{}", "model type None"),
+        (b"\xff", "cannot be read"),
+    ],
+)
+def test_a_broken_config_is_refused(folder, tmp_path, text, words):
     other = copy(folder, tmp_path)
-    (other / "config.json").write_text("{")
-    with pytest.raises(BackboneError, match=r"config.json: cannot be read"):
+    (other / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BackboneError, match=rf"config.json: {words}"):
+        load_dinov2(other, 70, taps=TAPS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": "32"}, r"config.json: hidden_size: .*valid integer \(is '32'\)\. Give the folder"),
+        ({"hidden_size": 0}, r"hidden_size: .*greater than or equal to 1 \(is '0'\)"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers: .*less than or equal to 256"),
+        (
+            {"num_hidden_layers": 250},
+            r"describes a model of at least 2,048,800 numbers, the weights have 3\d\d,\d\d\d bytes",
+        ),
+        ({"num_attention_heads": 5}, "width 32 does not split into 5 heads"),
+        ({"num_attention_heads": True}, "num_attention_heads: .*valid integer"),
+        ({"patch_size": -14}, "patch_size: .*greater than or equal to 4"),
+        ({"patch_size": [14, 14]}, r"patch_size: .*valid integer \(is '\[14, 14\]'\)"),
+        ({"image_size": 71}, "image_size 71 is no multiple of patch_size 14"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps: .*finite number"),
+        ({"hidden_act": "import os"}, "hidden_act: .*'gelu'"),
+        ({"num_channels": 4}, "num_channels: Input should be 3"),
+        ({"qkv_bias": "yes"}, "qkv_bias: .*valid boolean"),
+        ({"use_swiglu_ffn": True}, r"mlp\.\S+ is missing"),
+    ],
+)
+def test_a_config_that_no_model_has_is_refused_in_one_line(folder, tmp_path, change, words):
+    with pytest.raises(BackboneError, match=words) as said:
+        load_dinov2(copy(folder, tmp_path, **change), 70, taps=TAPS)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "missing", ["hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"]
+)
+def test_a_size_that_is_missing_is_named(folder, tmp_path, missing):
+    other = copy(folder, tmp_path)
+    config = json.loads((other / "config.json").read_text())
+    del config[missing]
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BackboneError, match=rf"config.json: {missing}: Field required\. Give"):
+        load_dinov2(other, 70, taps=TAPS)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_whatever_a_config_says_the_trunk_loads_or_says_why_not(folder, tmp_path, draw):
+    """Any key may hold anything, or be gone: what is refused is refused with a message of ours."""
+    known = json.loads((folder / "config.json").read_text())
+    names = draw.draw(st.lists(st.sampled_from(sorted(known)), max_size=3, unique=True))
+    gone = draw.draw(st.booleans())
+    small = JSON | st.integers(-2, 300)
+    changed = {k: v for k, v in known.items() if k not in names}
+    changed |= {} if gone else {name: draw.draw(small) for name in names}
+    other = tmp_path / "fuzzed"
+    other.mkdir(exist_ok=True)
+    weights = other / "model.safetensors"
+    if not weights.exists():
+        weights.symlink_to(folder / "model.safetensors")
+    (other / "config.json").write_text(json.dumps(changed))
+    try:
+        trunk = load_dinov2(other, 70, taps=TAPS)
+    except BackboneError as error:
+        assert str(other) in str(error)  # noqa: PT017 - either end is right
+    else:
+        assert [each.shape for each in trunk(pictures(70, 70))] == [(2, 32, 5, 5)] * 2
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("[]", "holds no JSON object"),
+        ("{}", "holds no weight_map"),
+        ('{"weight_map": {"a": 3}}', "holds no weight_map"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', r"names '../b.safetensors', which does not lie beside it"),
+    ],
+)
+def test_an_index_of_weights_is_no_more_trusted(folder, tmp_path, index, words):
+    other = copy(folder, tmp_path)
+    (other / "model.safetensors").rename(other / "model-00001-of-00001.safetensors")
+    (other / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(BackboneError, match=words):
         load_dinov2(other, 70, taps=TAPS)
 
 

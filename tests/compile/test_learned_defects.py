@@ -85,6 +85,36 @@ def test_names_and_folders_tell_parts_that_looks_do_not() -> None:
     assert shows_same_part(found, image, paths, "folder").tolist() == [True, False, False, False]
     inside = [Path("test/hole/p1/a.png"), Path("test/hole/p1/b.png"), Path("test/hole/p2/a.png")]
     assert shows_same_part(found, replace(image, path=inside[0]), inside, "folder").tolist() == [True, True, False]
+    others = [
+        Path("test/good/p1/x.png"),
+        Path("train/good/p1/y.png"),
+        Path("test/cut/p2/a.png"),
+        Path("test/hole/a.png"),
+    ]
+    assert shows_same_part(found, replace(image, path=inside[0]), others, "folder").tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    other_class = replace(found, folder=Path("cap"))
+    lid = [Path("cap/test/hole/p1/a.png"), Path("lid/train/good/p1/a.png")]
+    for group_by in ("folder", r"(a)\.png"):
+        assert shows_same_part(other_class, replace(image, path=lid[0]), lid, group_by).tolist() == [True, False]
+
+
+def test_a_draw_that_leaves_nothing_to_measure_on_says_so(labelled: Path) -> None:
+    found = read_data(labelled)
+    assert "is left" not in draw_defects(found, 4, seed=0).remarks[-1]
+    holes = replace(found, test=[image for image in found.test if image.kind != "cut"])
+    for count in range(1, 12):
+        drawn = draw_defects(holes, count, seed=0)
+        if not any(image.defective for image in drawn.test):
+            break
+    assert drawn.remarks[-2:] == [
+        "No test picture of hole is left: what is learned is not measured on that.",
+        "Of the test pictures good ones alone are left: nothing can be measured on them. Draw fewer.",
+    ]
 
 
 def test_more_than_there_are_with_a_mask_that_can_be_used_is_refused(labelled: Path, write) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -97,7 +98,7 @@ def test_one_that_was_killed_while_it_was_emptied_is_emptied_again(tmp_path: Pat
         assert [each.name for each in folder.iterdir()] == [KEY]
 
 
-def test_the_key_follows_wishes_and_pictures(mvtec: Path) -> None:
+def test_the_key_follows_wishes_and_pictures(mvtec: Path, vit: Path) -> None:
     wanted = Settings(mvtec, mvtec / "x.bundle", group_by=r"(\d+)")
     data = read_data(mvtec, wanted.group_by)
 
@@ -107,9 +108,15 @@ def test_the_key_follows_wishes_and_pictures(mvtec: Path) -> None:
     assert key() == key(replace(wanted, output=mvtec / "y.bundle", name="cap", version="2"))
     others = {key(replace(wanted, seed=1)), key(replace(wanted, fit_steps=30)), key(machine="other")}
     others |= {key(), key(backbone=find_backbone("lite1")), key(side=288)}
+    folder = mvtec / "vit"
+    shutil.copytree(vit, folder)
+    others.add(key(backbone=find_backbone(str(folder))))
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"layer_norm_eps": 1e-06', '"layer_norm_eps": 1e-05'))
+    others.add(key(backbone=find_backbone(str(folder))))
     file = data.good[3]
     file.write_bytes(file.read_bytes() + b"\n")
-    assert len({*others, key()}) == 7
+    assert len({*others, key()}) == 9
 
 
 def test_maps_that_are_done_are_not_computed_again(tmp_path: Path, trunk: onnx.ModelProto, inputs) -> None:
