@@ -13,7 +13,7 @@ on test pictures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,6 +89,27 @@ class PatchCore(nn.Module):
         near = self.bank.index_select(0, chosen.flatten()).reshape(*chosen.shape, -1)
         found: Tensor = torch.linalg.vector_norm(patches - near, dim=2)
         return found
+
+
+class HeldOut(nn.Module):
+    """Banks of a part of the pictures each; what the one says that is most surprised.
+
+    A bank knows its own pictures by heart and has nothing to say about them. Of two, one has not seen a given picture,
+    and it is the more surprised one. Ours, for a teacher, which is asked about the pictures that it was fitted on.
+    """
+
+    def __init__(self, banks: Sequence[PatchCore]) -> None:
+        super().__init__()
+        self.banks = nn.ModuleList(banks)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
+        return (torch.stack([bank(features)[0] for bank in self.banks]).amax(0),)
+
+    def image_score(self, features: Sequence[Tensor], maps: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
+        """Give the largest score of all banks; [B]."""
+        del maps
+        scores = [cast(PatchCore, bank).image_score(features, bank(features), seen) for bank in self.banks]
+        return torch.stack(scores).amax(0)
 
 
 class Join(nn.Module):

@@ -26,7 +26,7 @@ from compile.methods.inp_former_lite import fit_inp_former_lite, zero_shot_lite
 from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
-from compile.methods.patchcore import BLUR_SIGMA, fit_patchcore
+from compile.methods.patchcore import BANK, BLUR_SIGMA, HeldOut, fit_patchcore
 from compile.methods.pnpt import Select
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
 from compile.methods.pnpt_fit import fit_pnpt
@@ -286,6 +286,8 @@ def ask(
 
     """
     tell = None if progress is None else partial(_tell_teacher, progress)
+    if teacher.bank:
+        teacher = replace(teacher, fit=_fit_halves)
     model = fit_alone(teacher, samples, seed, steps, tell)
     side = 2 * max(samples.good[teacher.levels.index(8)].shape[2:])
     shipped = min(MAP_LIMIT, 2 * side)  # the side of the map that the smoothing is meant for
@@ -293,6 +295,14 @@ def ask(
     head = asked.head(model, samples.good, (side, side))
     told = None if progress is None else partial(progress, "ask the teacher")
     return teach(head, samples.good, folder / "good", told), teach(head, samples.painted, folder / "painted", told)
+
+
+def _fit_halves(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    """Fit banks that a picture is new to one of; neighbours, which often show one part, go into the same."""
+    del steps
+    halves = np.array_split(np.arange(samples.good[0].shape[0]), 2)
+    banks = [fit_patchcore(_rows(samples.good, own), seed=seed, bank=BANK // 2, progress=progress) for own in halves]
+    return HeldOut(banks).eval()
 
 
 def _tell_teacher(progress: Progress, what: str, done: int, of: int) -> None:

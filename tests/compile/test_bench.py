@@ -77,6 +77,32 @@ def test_defects_that_one_method_learns_from_leave_the_test_of_all(mvtec: Path, 
 
 
 @pytest.mark.slow
+def test_a_student_and_its_teacher_learn_from_the_same_defects(mvtec: Path, monkeypatch) -> None:
+    """The lesson's rows are those of the pictures, painted and real."""
+    given: list[Samples] = []
+    lessons: list[tuple[int, int]] = []
+
+    def fit_student(features, painted, good, odd, **_: object) -> nn.Module:
+        lessons.append((good.maps.shape[0], odd.maps.shape[0]))
+        (samples,) = given
+        (heat,) = Loudness(torch.zeros(40, 16, 16))([torch.from_numpy(np.asarray(painted[0][:], np.float32))])
+        assert samples.painted[0].shape[0] == painted[0].shape[0] == 14
+        assert np.corrcoef(odd.maps[:].mean((1, 2)), heat.mean((1, 2)))[0, 1] > 0.99
+        return Loudness(torch.zeros(40, 16, 16))
+
+    def fit(samples: Samples, *_: object) -> nn.Module:
+        given.append(samples)
+        return Loudness(torch.zeros(40, 16, 16))
+
+    monkeypatch.setitem(METHODS, "loud", Method("loud", fit, levels=(8,), top=0.0, painted=True))
+    monkeypatch.setattr("compile.methods.registry.fit_student", fit_student)
+    monkeypatch.setattr("compile.bench.data.wanted", lambda good: 8)
+    (row,) = run_bench(Wanted([mvtec], ["varad-from-loud"], size=128, learn_defects=3), lambda *_: None).rows
+    assert lessons == [(20, 8 + 2 * 3)]
+    assert row.method == "varad-from-loud"
+
+
+@pytest.mark.slow
 def test_a_method_that_learns_from_painted_defects_is_given_some(mvtec: Path, monkeypatch) -> None:
     given: list[Samples] = []
     fit = remembering(given)

@@ -16,7 +16,7 @@ from typer import BadParameter
 
 from compile.anomaly_graph import AnomalyHead
 from compile.command import choose_method
-from compile.features import open_rows
+from compile.features import FeatureFiles, open_rows
 from compile.methods import FitError
 from compile.methods.distil import Lesson, fit_student, read_lesson, teach
 from compile.methods.registry import METHODS, TAUGHT, Method, Samples, UnknownMethodError, find_method, fit_alone
@@ -225,6 +225,21 @@ def test_a_teacher_is_asked_once_and_a_student_learns_from_its_answers(tmp_path:
         Samples(good[:2], [each[:10] for each in odd[:2]], lessons=lessons), 0, 3, None
     )
     assert isinstance(model, Student)
+
+
+def test_a_bank_that_teaches_is_asked_as_if_it_had_not_seen_the_picture(tmp_path: Path) -> None:
+    """A bank says 0 of every patch that it keeps: the student would learn that the rarest good patches are the best."""
+    good, fresh, bank = maps_of(24, 0)[:2], maps_of(24, 9)[:2], METHODS["patchcore"]
+    head = bank.head(bank.fit(Samples(good), 0, None, None), good, (16, 24))
+    assert float(answers(head, good).maps.max()) < 1e-3  # every patch is in the bank
+    said = ask_teacher(bank, Samples(good, fresh), tmp_path, seed=0, steps=None, progress=None)
+    seen, unseen = (read_whole(each) for each in said)
+    assert float(seen.maps.min()) > 0.1
+    assert float(np.median(seen.scores)) == pytest.approx(float(np.median(unseen.scores)), rel=0.2)
+
+
+def read_whole(files: FeatureFiles) -> Lesson:
+    return Lesson(*(each[:] for each in open_rows(files, np.arange(files.shapes[0][0]))))
 
 
 @pytest.mark.slow
