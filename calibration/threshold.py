@@ -88,15 +88,19 @@ def set_threshold(
     exact = min((n + 1) * (1 - used), n) if found.pictures else rank
     place = int(np.searchsorted(found.upto, exact - ROUNDING))
     at = ordered[place]
-    following = np.flatnonzero((ordered[place:] > at) | (found.part[place:] != found.part[place]))
-    if following.size:
-        gap = ordered[place + following[0]] - at
+    after = int(
+        np.searchsorted(ordered, at, side="right")
+    )  # what is as large counts as one, in whatever order it stands
+    several = len(set(found.part[np.searchsorted(ordered, at) : after].tolist())) > 1
+    tied = several and found.upto[after - 1] > exact + ROUNDING
+    if tied or after < len(ordered):
+        gap = 0.0 if tied else ordered[after] - at
         rule = f"score of rank {exact:.5g} of {n}, moved half-way to the next"
     else:
         gap = at - found.largest[-2]
         rule = f"largest of {n} scores plus half its gap to the one below"
         flags.append(f"the threshold hangs on the single largest score of {n} good parts")
-    lower, upper = ordered[np.searchsorted(found.upto, (n / 4, 3 * n / 4))]
+    lower, upper = ordered[np.searchsorted(found.upto, (n / 4 - ROUNDING, 3 * n / 4 - ROUNDING))]
     if gap > 0 and gap > OUTLYING * (upper - lower):
         flags.append(
             f"the threshold moved up by half of an unusually wide gap ({gap:.4g}): look at the good "

@@ -63,12 +63,13 @@ def check_writable(path: Path) -> None:
         raise BundleWriteError(f"{report}: is no file, but the report would lie there. Move it, or choose another -o.")
     if not path.parent.is_dir():
         raise BundleWriteError(f"{path}: the folder {path.parent} does not exist. Make it first.")
-    probe = path.parent / f".{path.name}.{os.getpid()}.probe"
-    try:
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise BundleWriteError(f"{path}: cannot write there ({error.strerror}). Choose another -o.") from error
+    for each in (path, report):
+        probe = _unfinished(each)
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise BundleWriteError(f"{each}: cannot write there ({error.strerror}). Choose another -o.") from error
 
 
 def write_bundle(
@@ -122,7 +123,7 @@ def replacing(path: Path, data: bytes) -> Iterator[Path]:
         BundleWriteError: the disk.
 
     """
-    unfinished = path.parent / f".{path.name}.{os.getpid()}.part"
+    unfinished = _unfinished(path)
     try:
         try:
             with unfinished.open("wb") as stream:
@@ -137,6 +138,10 @@ def replacing(path: Path, data: bytes) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}.part"
 
 
 def self_check(bundle: Bundle) -> None:

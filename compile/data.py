@@ -2,8 +2,8 @@
 
 Two layouts: MVTec AD style (`train/good`, and where there are some `test/<kind>` with their masks
 `ground_truth/<kind>/<name>_mask.png`), or one flat folder of good images. JPEG, PNG, BMP and TIFF; grey, colour or
-colour with alpha; 8 or 16 bits. Scans, with or without pictures, in the same layouts and that of MVTec 3D-AD
-(`compile.scan_files`).
+colour with an alpha that hides nothing; 8 or 16 bits. Scans, with or without pictures, in the same layouts and that of
+MVTec 3D-AD (`compile.scan_files`).
 
 Failure modes: a damaged file or one that is no image (`edge.picture` decodes here and on the box alike, to RGB); a
 blank picture; a set that mixes channels or bit depths, where the larger part decides, as one camera gives one format; a
@@ -127,10 +127,11 @@ def folder_name(folder: Path) -> str:
 
 
 def read_image(path: Path) -> Picture:
-    """Decode one picture: HxW grey or HxWx3 RGB, uint8 or uint16, alpha dropped.
+    """Decode one picture: HxW grey or HxWx3 RGB, uint8 or uint16.
 
     Raises:
-        UnreadableImageError: missing, empty, damaged, not an image, of another sample type, or of a few pixels.
+        UnreadableImageError: missing, empty, damaged, not an image, of another sample type, transparent, or of a
+            few pixels.
 
     """
     try:

@@ -21,6 +21,7 @@ Graphs = dict[GraphName, onnx.ModelProto]
 
 FILES: dict[GraphName, str] = {"float": "model.onnx", "int8": "model.int8.onnx", "trt": "model.trt.onnx"}
 LEAST_FIT_STEPS = 20
+WORK = ".work"  # what a working folder's name ends with
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ from compile.report import render_report
 from compile.split_plan import SplitPlan, plan_classes, together
 from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
 from compile.trunk_graph import export_trunk, map_names
-from compile.wishes import check_wishes
+from compile.wishes import check_names, check_wishes
 from compile.work import work_key, work_path, working_folder
 from edge.archive import SIZE_LIMIT
 from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Source, Threshold
@@ -111,9 +111,10 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
         CalibrationError, FitError, BundleError: the same, from the step that names it.
 
     """
-    backbone = find_backbone(settings.backbone)
-    method = check_wishes(settings, backbone)
+    check_names(settings)
     check_writable(settings.output)
+    backbone = find_backbone(settings.backbone)  # which may have to be fetched
+    method = check_wishes(settings, backbone)
     clock = Clock(progress)
     with one_thread():
         with clock.step("read"):

@@ -7,13 +7,13 @@ import re
 
 from compile.backbones.choice import DEFAULT, Backbone
 from compile.classes import class_names
-from compile.job import LEAST_FIT_STEPS, Settings
+from compile.job import LEAST_FIT_STEPS, WORK, Settings
 from compile.methods.registry import METHODS, TAUGHT, Method, UnknownMethodError, find_method
 from edge.errors import BeltlineError
 
 SMALLEST_TARGET = 1e-6  # no set of good parts says anything about rarer rejects
 LARGEST_SEED = 2**32 - 1
-LONGEST_NAME = 100  # characters, of a class
+LONGEST_NAME = 100  # characters, of a class, a product or a version
 GROUPINGS = ("near-duplicates", "folder")
 
 
@@ -42,6 +42,23 @@ def check_learn_defects(count: int) -> None:
     """
     if count < 0:
         raise WishError(f"--learn-defects {count}: give how many labelled defects to learn from, or 0 for none.")
+
+
+def check_names(wanted: Settings) -> None:
+    """Refuse names that a bundle cannot have.
+
+    Raises:
+        WishError: for the first of them.
+
+    """
+    name = "--name" if wanted.name else "-o"
+    for option, value in ((name, wanted.name or wanted.output.stem), ("--version", wanted.version)):
+        if not (value.isprintable() and 0 < len(value) <= LONGEST_NAME):
+            raise WishError(
+                f"{option} {value[:30]!r}: give 1 to {LONGEST_NAME} printable characters ({len(value)} were given)."
+            )
+    if wanted.output.suffix == WORK:
+        raise WishError(f"-o {wanted.output}: the working folder would lie there. Name the bundle NAME.bundle.")
 
 
 def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:

@@ -27,7 +27,7 @@ import torch
 from compile.backbones.choice import Backbone
 from compile.bundle_writer import replacing
 from compile.data import DataSet
-from compile.job import Settings
+from compile.job import WORK, Settings
 from edge.errors import BeltlineError
 
 KEY = ".beltline-work"  # the file that makes it a working folder
@@ -44,7 +44,7 @@ class WorkError(BeltlineError):
 
 def work_path(output: Path) -> Path:
     """Give where the work for the bundle at `output` lies."""
-    return output.with_name(f"{output.stem}.work")
+    return output.with_name(f"{output.stem}{WORK}")
 
 
 def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone, side: int, machine: str) -> str:

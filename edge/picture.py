@@ -4,7 +4,8 @@ OpenCV shows what is left of a damaged file as a picture, and the decoder's warn
 decoded by simplejpeg, where each warning of libjpeg-turbo is an error (the pixels are the same), and the checksums of a
 PNG are tested first. What remains: a JPEG has no checksum, so damage of a few bytes, after which the decoder falls back
 into step, gives no warning; BMP and TIFF show damaged samples as they are. Orientation tags are ignored: a part lies
-as the camera saw it. Alpha is dropped.
+as the camera saw it. An alpha channel that hides nothing is dropped; a file in which some pixel is not opaque is no
+camera's picture but a cut-out, and what colours its hidden pixels hold is chance: it is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def decode(data: bytes) -> Picture:
     """Decode a JPEG, PNG, BMP or TIFF file: HxW grey or HxWx3 RGB, uint8 or uint16.
 
     Raises:
-        FrameError: empty, truncated, damaged, not a picture, or of another sample type.
+        FrameError: empty, truncated, damaged, not a picture, transparent somewhere, or of another sample type.
 
     """
     if data.startswith(b"\xff\xd8"):
@@ -58,7 +59,12 @@ def decode(data: bytes) -> Picture:
         raise FrameError(f"not decodable ({error.err})") from error
     if image is None:
         raise FrameError("not a picture, or damaged")
-    return rgb_from_opencv(image)
+    picture = rgb_from_opencv(image)
+    if image.ndim == 3 and image.shape[2] == 4:
+        hidden = float(np.mean(image[..., 3] < np.iinfo(picture.dtype).max))
+        if hidden:
+            raise FrameError(f"transparent in {hidden:.2%} of its pixels; save it without alpha, as the camera saw it")
+    return picture
 
 
 def _jpeg(data: bytes) -> Picture:
@@ -72,8 +78,17 @@ def _jpeg(data: bytes) -> Picture:
     except FrameError:
         raise
     except ValueError as error:
-        raise FrameError(f"damaged JPEG ({error})") from error
+        raise FrameError(f"damaged JPEG: {_jpeg_damage(str(error))}") from error
     return picture.reshape(height, width) if colours == "Gray" else picture
+
+
+def _jpeg_damage(said: str) -> str:
+    """What libjpeg-turbo's words mean."""
+    if "premature end" in said.lower():
+        return "its end, or a part of it, is missing"
+    if "Header" in said:
+        return "its header cannot be read"
+    return "its data contradict themselves"
 
 
 def _incomplete(data: bytes) -> str | None:

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -72,6 +72,26 @@ def test_order_of_the_scores_does_not_matter(scores: list[float], random: object
     shuffled = list(scores)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert set_threshold(scores, 0.1) == set_threshold(shuffled, 0.1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=20, max_size=40),
+    st.floats(0.02, 0.5),
+    st.randoms(use_true_random=False),
+)
+def test_order_does_not_matter_among_ties_of_parts_with_different_numbers_of_pictures(
+    parts: list[tuple[int, int]], target: float, random: object
+) -> None:
+    """One part has more pictures than another, and some score the same."""
+    pictures = [(float(score + (turn > 1)), part) for part, (score, count) in enumerate(parts) for turn in range(count)]
+    assume(len({score for score, _ in pictures}) > 1)
+    shuffled = list(pictures)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    first, second = (
+        set_threshold([score for score, _ in some], target, groups=[part for _, part in some])
+        for some in (pictures, shuffled)
+    )
+    assert first == second
 
 
 @given(score_lists, st.floats(0.01, 0.4), st.floats(0.01, 0.4))

@@ -86,6 +86,8 @@ def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path: Path)
         check_writable(tmp_path / "nowhere" / "x.bundle")
     with pytest.raises(BundleWriteError, match="cannot write there"):
         check_writable(Path("/proc/x.bundle"))
+    with pytest.raises(BundleWriteError, match=r"\.report\.html: cannot write there \(File name too long\)"):
+        check_writable(tmp_path / f"{'x' * 234}.bundle")
     check_writable(tmp_path / "x.bundle")
     assert list(tmp_path.iterdir()) == []
 

@@ -121,12 +121,16 @@ def test_sixteen_bit_white_is_decided_once_for_the_set(tmp_path: Path, photograp
     assert read_image(found.good[1]).dtype == np.uint16
 
 
-def test_alpha_is_dropped(tmp_path: Path, photographs, write) -> None:
-    for i, image in enumerate(photographs[:20]):
-        alpha = np.full((*image.shape[:2], 1), 7, np.uint8)
+def test_alpha_that_hides_nothing_is_dropped_and_a_cut_out_is_skipped(tmp_path: Path, photographs, write) -> None:
+    for i, image in enumerate(photographs[:21]):
+        alpha = np.full((*image.shape[:2], 1), 255, np.uint8)
+        alpha[:36] -= np.uint8(i == 20)
         write(tmp_path / f"{i:02}.png", np.concatenate([image, alpha], axis=2))
     found = read_data(tmp_path)
     assert found.source.channels == 3
+    (cut_out,) = found.skipped
+    assert cut_out.path.name == "20.png"
+    assert cut_out.reason == "transparent in 25.00% of its pixels; save it without alpha, as the camera saw it"
     np.testing.assert_array_equal(read_image(found.good[2]), photographs[2])
 
 

@@ -59,6 +59,33 @@ def test_a_cut_jpeg_with_a_new_end_is_no_picture(kind: str, capfd: pytest.Captur
     assert capfd.readouterr().err == "", "the decoder wrote past the logs"
 
 
+def test_what_is_wrong_with_a_jpeg_is_said_in_plain_words() -> None:
+    whole = jpeg()
+    said = set()
+    for spoilt in (whole[:-500], whole[:200], overwrite(whole, 2, 600), overwrite(whole, len(whole) // 2, 300)):
+        with pytest.raises(FrameError) as error:
+            decode(spoilt)
+        said.add(str(error.value))
+    assert said == {
+        "damaged JPEG: its end, or a part of it, is missing",
+        "damaged JPEG: its header cannot be read",
+        "damaged JPEG: its data contradict themselves",
+    }
+
+
+def overwrite(data: bytes, at: int, count: int) -> bytes:
+    return data[:at] + np.random.default_rng(0).bytes(count) + data[at + count :]
+
+
+def test_a_picture_of_16_bits_that_hides_a_pixel_is_refused() -> None:
+    picture = np.full((32, 32, 4), 65535, np.uint16)
+    picture[:16, :, :3] = 300
+    assert decode(cv2.imencode(".png", picture)[1].tobytes()).shape == (32, 32, 3)
+    picture[3, 5, 3] = 65534
+    with pytest.raises(FrameError, match=r"transparent in 0\.10% of its pixels"):
+        decode(cv2.imencode(".png", picture)[1].tobytes())
+
+
 def zeroed(data: bytearray, at: int) -> None:
     data[at : at + 400] = bytes(400)
 
