@@ -23,6 +23,7 @@ from compile.metrics import auroc, paired_difference
 from edge.errors import BeltlineError
 
 FLOAT_TOLERANCE = 1e-4  # relative
+SMALL = 0.1  # of the threshold: a smaller score is compared relative to that; a bank's own pictures score but rounding
 AUROC_BUDGET = 0.005
 SPEARMAN_BUDGET = 0.99
 RESAMPLES = 500
@@ -86,7 +87,7 @@ def check_float(trained: Scored, graph: Scored, threshold: float) -> dict[str, f
         ParityError: a score or map differs by more than 1e-4 relative, or a label outside that margin.
 
     """
-    scale = np.maximum(np.abs(trained.scores), 1e-12)
+    scale = np.maximum(np.abs(trained.scores), max(SMALL * abs(threshold), 1e-12))
     score_error = float((np.abs(graph.scores - trained.scores) / scale).max())
     peak = float(np.abs(trained.maps).max())
     map_error = float(np.abs(graph.maps - trained.maps).max()) / max(peak, 1e-12)

@@ -27,6 +27,7 @@ BANK = 10_000  # vectors
 POOL = 100_000  # patches that the selection looks at
 PROJECTED = 32  # dimensions of the random projection
 NEIGHBOURS = 9  # b of eq. 7: vectors of the bank around the nearest one, itself included
+CLOSE = 4  # vectors of the bank that are told apart exactly, where one looks nearest
 BLUR_SIGMA = 4.0  # pixels of the map, as in the paper
 CHUNK = 1024  # patches of a picture compared at once
 TOLD_EVERY = 100  # vectors
@@ -55,8 +56,8 @@ class PatchCore(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
         """Trunk maps float32 [B, C_i, h_i, w_i] to the distance of each patch to the bank [B, h, w]."""
         patches = self.join(features)
-        nearest = torch.cat([self._apart(chunk).argmin(2) for chunk in torch.split(patches, CHUNK, 1)], 1)
-        return (self._distance(patches, nearest).reshape(-1, *self.join.grid),)
+        nearest = torch.cat([self._nearest(chunk)[0] for chunk in torch.split(patches, CHUNK, 1)], 1)
+        return (nearest.reshape(-1, *self.join.grid),)
 
     def image_score(self, features: Sequence[Tensor], maps: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
         """Weight each picture's worst patch by eq. 7; [B].
@@ -73,21 +74,25 @@ class PatchCore(nn.Module):
         patches = self.join(features)
         distances = (maps[0] * seen[0]).flatten(1)
         at = distances.argmax(1).reshape(-1, 1, 1).expand(-1, 1, patches.shape[2])
-        worst = patches.gather(1, at).squeeze(1)
-        around = self._distance(worst.unsqueeze(1), self.table.index_select(0, self._apart(worst).argmin(1)))
+        worst = patches.gather(1, at)
+        around = self._distances(worst, self.table.index_select(0, self._nearest(worst)[1].flatten()))[:, 0]
         return (1 - functional.softmax(around, 1)[:, 0]) * distances.amax(1)
 
-    def _apart(self, patches: Tensor) -> Tensor:
-        """Squared distance of patches [..., C] to each vector of the bank [..., m], less their own square."""
-        return -2 * patches @ self.bank.T + self.squares
+    def _nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance of patches [B, L, C] to the nearest vector of the bank, and which it is: [B, L] each.
 
-    def _distance(self, patches: Tensor, chosen: Tensor) -> Tensor:
-        """Distance of patches [B, L or 1, C] to chosen vectors of the bank [B, L].
-
-        From the differences: a difference of squares loses most digits near the bank.
+        The squares of long vectors lose the digits that tell close ones apart, and a bank of several renderings has
+        many such: so the few around the one that looks nearest are compared by their differences.
         """
-        near = self.bank.index_select(0, chosen.flatten()).reshape(*chosen.shape, -1)
-        found: Tensor = torch.linalg.vector_norm(patches - near, dim=2)
+        likely = (-2 * patches @ self.bank.T + self.squares).argmin(2)
+        close = self.table[:, :CLOSE].index_select(0, likely.flatten())
+        found, which = self._distances(patches, close).min(2)
+        return found, close.gather(1, which.reshape(-1, 1)).reshape(likely.shape)
+
+    def _distances(self, patches: Tensor, chosen: Tensor) -> Tensor:
+        """Distances [B, L, k] of patches [B, L, C] to their chosen vectors of the bank [B * L, k], by differences."""
+        near = self.bank.index_select(0, chosen.flatten()).reshape(*patches.shape[:2], chosen.shape[1], -1)
+        found: Tensor = torch.linalg.vector_norm(patches.unsqueeze(2) - near, dim=3)
         return found
 
 

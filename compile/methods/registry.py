@@ -367,6 +367,7 @@ SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
 }
 
 VIT_METHODS: dict[str, Method] = {
+    "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
     "inp-former": Method(
         "INP-Former, as published",
         _fit_inp_former_on_patches,

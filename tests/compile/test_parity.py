@@ -99,6 +99,15 @@ def test_maps_that_differ_under_equal_scores_are_refused() -> None:
         check_float(trained, Scored(trained.scores, moved), 0.0)
 
 
+def test_a_score_that_is_but_rounding_is_compared_at_the_scale_of_the_threshold() -> None:
+    """A memory bank's own pictures score 0 but for rounding."""
+    maps = np.full((2, 2, 2), 30, np.float32)
+    trained = Scored(np.array([5e-5, 30.0]), maps)
+    assert check_float(trained, Scored(np.array([0.0, 30.0]), maps), 25.0)["score_error_relative"] < 1e-4
+    with pytest.raises(ParityError, match=r"scores by 0\.0004 relative"):
+        check_float(trained, Scored(np.array([1.05e-3, 30.0]), maps), 25.0)
+
+
 def test_labels_count_outside_the_margin_only() -> None:
     maps = np.ones((2, 2, 2), np.float32)
     trained = Scored(np.array([1.00005, 3.0]), maps)

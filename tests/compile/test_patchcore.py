@@ -11,7 +11,7 @@ from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.bench.score import score_maps
 from compile.export import export
-from compile.methods.patchcore import NEIGHBOURS, PatchCore, fit_patchcore, greedy_coreset
+from compile.methods.patchcore import NEIGHBOURS, Join, PatchCore, fit_patchcore, greedy_coreset
 from compile.methods.registry import METHODS, UnknownMethodError, find_method
 from compile.metrics import auroc, pixel_metrics
 from compile.onnx_session import open_session
@@ -112,6 +112,18 @@ def test_a_patch_near_a_rare_vector_scores_higher_than_one_as_far_from_a_crowd()
     scores = model.image_score(maps, model(maps), [torch.ones(2, 1, 1)])
     assert scores[0] == pytest.approx(1, abs=0.01)
     assert scores[1] < 0.95
+
+
+def test_close_vectors_far_from_the_origin_are_told_apart() -> None:
+    """A bank of several renderings holds each patch several times, a little moved; their squares are all the same."""
+    maps = [300 + 3 * torch.randn(1, 32, 5, 8, generator=seeded())]
+    own = Join([(5, 8)])(maps)[0]
+    moved = own + 0.01 * torch.randn(40, 32, generator=seeded())
+    model = PatchCore(torch.cat([moved, own]), [(5, 8)])
+    squares = (-2 * own @ model.bank.T + model.squares).argmin(1)
+    assert (squares != 40 + torch.arange(40)).any()  # alone they would not do
+    assert float(model(maps)[0].max()) < 1e-4
+    assert float(model.image_score(maps, model(maps), [torch.ones(1, 5, 8)])) < 1e-4
 
 
 def test_what_the_mask_hides_sets_no_score(small) -> None:
