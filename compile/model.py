@@ -25,9 +25,10 @@ from compile.pseudo_defects import paint_pictures, wanted
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.split_plan import SplitPlan
 from compile.standardise import Standardised
-from compile.tensorrt_build import TensorRTError, check_allowed
+from compile.tensorrt_build import check_allowed
 from compile.trunk_graph import export_trunk
 from edge.bundle import Source
+from edge.engine.flavour import TensorRTError
 
 CALIBRATION_PICTURES = 20
 

@@ -13,12 +13,11 @@ neither Loop, Scan nor If, although TensorRT takes them: it runs them slowly. Th
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-
 import onnx
 
-from edge.errors import BeltlineError
+from edge.engine.build import Built, Options
+from edge.engine.build import build as build_engine
+from edge.engine.flavour import require
 
 OPSETS = range(17, 20)
 NEWEST_IR = 10
@@ -33,19 +32,6 @@ OPERATORS = set(
     """.split()  # noqa: SIM905 - one name per line would fill two screens
 )
 LARGEST_TOPK = 3840
-
-
-class TensorRTError(BeltlineError):
-    """TensorRT refuses the graph, or is not there. The message names the node and the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A built engine: its serialised size in bytes and how long it took to build."""
-
-    size_bytes: int
-    build_ms: float
-    target: str
 
 
 def check_allowed(model: onnx.ModelProto) -> list[str]:
@@ -86,51 +72,15 @@ def _check_quantised(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto
     return []
 
 
-def build(model: onnx.ModelProto, batch: int = 1) -> Plan:
-    """Parse and build a strongly typed engine for SM86 at a fixed batch.
+def build(model: onnx.ModelProto) -> Built:
+    """Build an engine for RTX GPUs of SM86 at batch 1, which needs no GPU here.
 
     Raises:
-        TensorRTError: the wheel is missing, or the parser or the builder refuses; names the refused node.
+        TensorRTError: TensorRT-RTX is not installed, or refuses the graph; names the refused node.
 
     """
-    try:
-        import tensorrt_rtx as trt  # noqa: PLC0415 - 1 GB that only this function needs
-    except ImportError as error:
-        raise TensorRTError("the TensorRT builder is not installed: pip install tensorrt-rtx-cu12") from error
-
-    messages: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, severity: object, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                messages.append(message)
-
-    log = Log()
-    started = time.perf_counter()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(model.SerializeToString()):
-        refused = parser.get_error(0)
-        name = refused.node_name() or refused.node()
-        raise TensorRTError(f"TensorRT refuses node {name} ({refused.node_operator()}): {refused.desc()}")
-    settings = builder.create_builder_config()
-    settings.num_compute_capabilities = 1
-    settings.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape = tuple(batch if size < 0 else size for size in tensor.shape)
-        profile.set_shape(tensor.name, shape, shape, shape)
-    settings.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, settings)
-    if plan is None:
-        reasons = [text for text in messages if "cuda" not in text.lower()] or messages
-        raise TensorRTError(f"TensorRT parses the graph but does not build it: {'; '.join(reasons[-3:])}")
-    return Plan(plan.nbytes, (time.perf_counter() - started) * 1000, f"TensorRT-RTX {trt.__version__}, SM86")
+    options = Options(compute_capabilities=["8.6"])
+    return build_engine(model.SerializeToString(), require("tensorrt-rtx"), None, options)
 
 
 def _name(node: onnx.NodeProto) -> str:

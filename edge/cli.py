@@ -45,6 +45,7 @@ COMMANDS = {
     "install": Known("Verify a bundle, try it on this box, and put it in place; with a trial, and a way back.", "edge"),
     "rollback": Known("Put the bundle back that was in place before.", "edge"),
     "bundles": Known("Show which bundles are installed, and how the trial of the newest goes.", "edge"),
+    "engine": Known("Build an engine for TensorRT, look into it, and check whether it fits this machine.", "edge"),
     "doctor": Known("Say what this box has and what it lacks.", "edge"),
 }
 EXIT_CODES = {

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from edge.bundle import Bundle, GraphName
+from edge.engine.flavour import find
+from edge.engine.keep import FALLBACK, check_here, graph_for
+from edge.engine.machine import TEGRA, this_machine
+from edge.engine.record import EngineError, engine_file, record_file
 from edge.errors import BundleError
 from edge.installed import InstalledError, read_state
 from edge.lock import is_held
@@ -77,6 +81,8 @@ def examine(settings: Settings | None = None, bundle: Bundle | None = None) -> I
         if who.level == "missing":
             return
         speed = read_speed(settings.paths.engines, bundle.id) if settings and not settings.bundle.path else None
+        if settings and not settings.bundle.path:
+            yield from engine(settings.paths.engines, bundle)
         yield from graphs(bundle, *((settings.bundle.graph, settings.bundle.threads) if settings else ()), speed=speed)
         if settings:
             yield from chosen_class(bundle, settings.bundle.class_name)
@@ -143,16 +149,18 @@ def accelerator() -> Iterator[Finding]:
 
     providers = onnxruntime.get_available_providers()
     yield Finding("accelerator", "ONNX Runtime providers", ", ".join(providers))
-    tegra = Path("/etc/nv_tegra_release")
+    gpu = this_machine()
     driver = Path("/proc/driver/nvidia/version")
-    if tegra.exists():
-        yield Finding("accelerator", "GPU", f"Jetson, {tegra.read_text(encoding='utf-8').splitlines()[0].strip('# ')}")
-    elif driver.exists():
-        yield Finding("accelerator", "GPU", driver.read_text(encoding="utf-8").splitlines()[0])
+    if gpu:
+        words = f"{gpu.gpu}, compute capability {gpu.compute_capability}, CUDA {gpu.cuda}"
+        yield Finding("accelerator", "GPU", words + (f", Jetson Linux {gpu.l4t}" if gpu.l4t else ""))
+    elif there := next((place for place in (TEGRA, driver) if place.exists()), None):
+        words = f"CUDA does not find it for this user, though there is {there}: see to the driver and its devices"
+        yield Finding("accelerator", "GPU", words, "note")
     else:
         yield Finding("accelerator", "GPU", "no NVIDIA driver: graphs run on the processor", "note")
-    tensorrt = _version("tensorrt")
-    text = f"TensorRT {tensorrt}" if tensorrt else "TensorRT is not installed: no engines on this box"
+    tensorrt = find()
+    text = tensorrt.name if tensorrt else "not installed: no engines on this box"
     yield Finding("accelerator", "TensorRT", text, "ok" if tensorrt else "note")
 
 
@@ -304,6 +312,21 @@ def signature(bundle: Bundle, choice: BundleChoice) -> Finding:
     except BundleError as error:
         return Finding("bundle", "signature", str(error), "missing")
     return Finding("bundle", "signature", words, "note" if words == "unsigned" else "ok")
+
+
+def engine(engines: Path, bundle: Bundle) -> Iterator[Finding]:
+    """Whether the engine of an installed bundle fits; nothing where there is none and there can be none."""
+    name = graph_for(bundle)
+    file = engine_file(engines, bundle, name)
+    if not (file.exists() or record_file(file).exists() or (this_machine() and find())):
+        return
+    try:
+        record = check_here(engines, bundle, name)
+    except EngineError as error:
+        yield Finding("bundle", "engine", f"{error} Until then {FALLBACK}.", "note")
+        return
+    words = f"of graph '{name}', {record.precision}, built {record.built}: fits, not run yet; {FALLBACK}"
+    yield Finding("bundle", "engine", words)
 
 
 def graphs(

@@ -3,8 +3,8 @@
 The order is what makes a power cut harmless: the bundle is verified in memory, written under its own id, read back,
 self-tested and measured, and only then does the state name it, at once. Before that moment the box is as it was, but
 for files that nobody names, which the next install removes; after it the new bundle is in place. A running station
-holds its bundle in memory and goes on with it until it is started again. Engines belong before the measurement; this
-beltline builds none, and graphs for TensorRT are not run.
+holds its bundle in memory and goes on with it until it is started again. Where there are TensorRT and a GPU the engine
+is built before the measurement; graphs for TensorRT are not run yet.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from edge.bundle import Bundle
 from edge.durable import sync_folder, write_file
+from edge.engine.build import Tick
+from edge.engine.keep import keep_engine
 from edge.errors import BeltlineError
 from edge.installed import Event, State, Trial, archive, changing, installed_now, now, save, tidy
 from edge.load import load, open_bundle
@@ -38,10 +40,16 @@ class Installation(NamedTuple):
     signature: str  # "signed by workshop", or "unsigned"
     speed: Speed
     state: State
+    engine: str  # what became of the engine; "" where TensorRT or a GPU is missing
 
 
-def install(settings: Settings, path: Path) -> Installation:
+def install(settings: Settings, path: Path, tick: Tick | None = None) -> Installation:
     """Install a bundle. It is on trial where another one was in place.
+
+    Args:
+        settings: of the station that is to run it.
+        path: the bundle.
+        tick: is told how the building of an engine goes, which takes minutes on a Jetson.
 
     Raises:
         BeltlineError: it is damaged, not accepted, or cannot be trusted on this box; another install runs; no
@@ -55,7 +63,9 @@ def install(settings: Settings, path: Path) -> Installation:
             _tidy(folder, engines)
             place = archive(folder, bundle.id)
             write_file(place, bundle.archive(bundle.signature))
-            speed = measure(open_bundle(settings, place)[0], settings.bundle.threads)
+            written = open_bundle(settings, place)[0]
+            kept = keep_engine(engines, written, tick)
+            speed = measure(written, settings.bundle.threads)
             write_speed(engines, bundle.id, speed)
             load(settings, place)
             with changing(folder) as state:
@@ -69,7 +79,7 @@ def install(settings: Settings, path: Path) -> Installation:
             ) from error
         finally:
             _tidy(folder, engines)
-        return Installation(bundle, signature, speed, new)
+        return Installation(bundle, signature, speed, new, kept.words if kept else "")
 
 
 def rollback(settings: Settings) -> State:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edge.console import console
+from edge.console import building, console
 from edge.errors import BeltlineError
 from edge.install import install as install_bundle
 from edge.install import rollback as put_back
@@ -37,10 +37,11 @@ def install(
     faults: see docs/install.md.
     """
     settings = load_settings(station)
-    done = install_bundle(settings, bundle)
+    with building() as tick:
+        done = install_bundle(settings, bundle, tick)
     manifest, speed, state = done.bundle.manifest, done.speed, done.state
     if json:
-        found = {"name": manifest.name, "version": manifest.version, "signature": done.signature}
+        found = {"name": manifest.name, "version": manifest.version, "signature": done.signature, "engine": done.engine}
         told = _told(state, settings) | found | {"speed": speed.model_dump(mode="json")}
         console().out(json_format.dumps(told))
         return
@@ -48,6 +49,8 @@ def install(
     say.print(f"{manifest.name} {manifest.version}, id {done.bundle.id[:12]}, {done.signature}", markup=False)
     for name, each in speed.graphs.items():
         say.print(f"  graph {name}: {describe(each)}", markup=False)
+    if done.engine:
+        say.print(f"  {done.engine}", markup=False)
     asked = settings.bundle.graph
     say.print(f"  runs graph {speed.graph if asked == 'auto' else f'{asked}, as the station file asks'}", markup=False)
     _print_change(state, settings)

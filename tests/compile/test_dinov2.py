@@ -136,7 +136,7 @@ def test_exports_to_what_tensorrt_takes(folder):
     model = export(trunk, (images,), ["image"], ["maps_1", "maps_2"])
     assert check_allowed(model) == []
     assert not {"Resize", "If"} & {node.op_type for node in model.graph.node}
-    assert build(model).size_bytes > 50_000
+    assert len(build(model).engine) > 50_000
     session = open_session(model)
     for count in (1, 3):
         batch = images[:1].expand(count, -1, -1, -1).contiguous()

@@ -225,4 +225,4 @@ def test_exports_to_plain_operators_that_agree_and_build(count, scales):
         found = session.run(None, {name: each.numpy() for name, each in zip(names, inputs, strict=True)})
         for got, want in zip(found, head(*inputs), strict=True):
             assert np.abs(got - want.numpy()).max() <= 1e-4 * float(want.max())
-    assert build(graph).size_bytes > 10_000
+    assert len(build(graph).engine) > 10_000

@@ -194,7 +194,7 @@ def test_the_exported_head_says_what_torch_says(graph, trunk: Trunk) -> None:
 
 @pytest.mark.slow
 def test_the_head_builds_in_tensorrt(graph) -> None:
-    assert build(graph[1]).size_bytes > 100_000
+    assert len(build(graph[1]).engine) > 100_000
 
 
 def test_the_score_is_said_as_the_head_takes_it(graph) -> None:

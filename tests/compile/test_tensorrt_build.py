@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compile.quantise import ONNX_RUNTIME, TENSORRT, calibrated_tensors, render
-from compile.tensorrt_build import TensorRTError, build, check_allowed
+from compile.tensorrt_build import build, check_allowed
+from edge.engine.flavour import TensorRTError
 
 
 def rendered(trunk, target):
@@ -16,14 +17,14 @@ def rendered(trunk, target):
 def test_the_float_trunk_is_allowed_and_builds(trunk) -> None:
     assert check_allowed(trunk) == []
     plan = build(trunk)
-    assert plan.size_bytes > 100_000
-    assert "SM86" in plan.target
+    assert len(plan.engine) > 100_000
+    assert plan.compute_capabilities == ["8.6"]
 
 
 def test_the_tensorrt_form_is_allowed_and_builds(trunk) -> None:
     model = rendered(trunk, TENSORRT)
     assert check_allowed(model) == []
-    assert build(model).size_bytes > 100_000
+    assert len(build(model).engine) > 100_000
 
 
 def test_the_onnx_runtime_form_is_refused_by_list_and_by_builder(trunk) -> None:
