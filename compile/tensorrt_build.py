@@ -1,17 +1,22 @@
 """Ask TensorRT, ahead of time and without a GPU, whether it takes a graph.
 
-Two questions. `check_allowed` reads the file alone: opset, IR version, operators, static spatial size, and the forms of
-Q/DQ that TensorRT 10.3 (JetPack 6) takes. `build` parses and builds an engine with the TensorRT-RTX builder of the
-`tensorrt-rtx-cu12` wheel for SM86: built for RTX SM86, never run on Orin. That builder prints errors of the CUDA driver
-on a machine without a GPU and builds all the same, so the returned plan decides; the messages are kept for the error.
+Two questions. `check_allowed` reads the file alone: opset, IR version, operators and their attributes, static spatial
+size, and the forms of Q/DQ that TensorRT 10.3 (JetPack 6) takes. `build` has TensorRT-RTX build an engine for SM86:
+built for RTX SM86, never run on Orin.
 
-The allow-list is the part of the onnx-tensorrt operator matrix (`docs/operators.md` of its release 8.5, opset 17) that
-anomaly graphs have use for. Later releases up to 10.3 take all of these; LayerNormalization joined in 8.6. Graphs hold
-neither Loop, Scan nor If, although TensorRT takes them: it runs them slowly. That matrix names int64, which the input
-`class` has, among the types that are not cut down from release 9.2 on.
+The allow-list is our reading of public pages of onnx-tensorrt; no matrix of 10.3 itself was at hand. Its operators are
+those that anomaly graphs have use for among the supported ones of `docs/operators.md` in release 8.5 (opset 17) as well
+as in 10.15 (opset 9 to 24). Between the two `docs/Changelog.md` tells of none that was removed. LayerNormalization
+joined in 8.6, int64 in 9.0. What that changelog adds or mends after 10.3 is refused: axes that are no constants (Pad
+10.4, Squeeze and Unsqueeze 10.7, CumSum 10.8), Pow of integers (10.8, 10.12), ScatterND from opset 18 on (10.9). So are
+what both matrices except: Resize by other than nearest or linear, antialiasing, other axes of reductions than
+constants, second outputs of LayerNormalization and MaxPool, dilated AveragePool, unsorted TopK. Graphs hold neither
+Loop, Scan nor If, although TensorRT takes them: it runs them slowly.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import onnx
 
@@ -32,6 +37,13 @@ OPERATORS = set(
     """.split()  # noqa: SIM905 - one name per line would fill two screens
 )
 LARGEST_TOPK = 3840
+CONSTANT_INPUTS = {  # operator -> which input
+    **dict.fromkeys(("TopK", "CumSum", "Squeeze", "Unsqueeze"), 1),
+    **dict.fromkeys((name for name in OPERATORS if name.startswith("Reduce")), 1),
+    "Pad": 3,
+}
+ONE_OUTPUT = ("LayerNormalization", "MaxPool")
+INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
 
 def check_allowed(model: onnx.ModelProto) -> list[str]:
@@ -43,21 +55,48 @@ def check_allowed(model: onnx.ModelProto) -> list[str]:
     if model.ir_version > NEWEST_IR:
         found.append(f"IR version {model.ir_version}; at most {NEWEST_IR} is allowed")
     constants = {item.name: item for item in model.graph.initializer}
+    constants |= {node.output[0]: value for node in model.graph.node if (value := _constant(node))}
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
             found.append(f"{_name(node)}: operator {node.domain or 'ai.onnx'}.{node.op_type} is not in the allow-list")
-        elif node.op_type == "TopK" and (
-            node.input[1] not in constants or _scalar(constants[node.input[1]]) > LARGEST_TOPK
-        ):
-            found.append(f"{_name(node)}: K must be a constant of at most {LARGEST_TOPK}")
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             found.extend(_check_quantised(node, constants))
+        else:
+            found.extend(f"{_name(node)}: {node.op_type} {why}" for why in _check_form(node, constants, opset))
     for value in model.graph.input:
         sizes = value.type.tensor_type.shape.dim
         if any(size.dim_value <= 0 for size in sizes[1:]):
             shape = [size.dim_param or size.dim_value for size in sizes]
             found.append(f"input {value.name}: shape {shape}; all but the batch must be fixed")
     return found
+
+
+def _check_form(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], opset: int) -> Iterator[str]:
+    """What of a node TensorRT 10.3 does not take, though it takes the operator."""
+    kind, given = node.op_type, dict(enumerate(node.input))
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    at = CONSTANT_INPUTS.get(kind)
+    if at is not None and given.get(at) and given[at] not in constants:
+        yield f"input {at} must be a constant"
+    elif kind == "TopK" and _scalar(constants[given[1]]) > LARGEST_TOPK:
+        yield f"K must be at most {LARGEST_TOPK}"
+    if kind == "TopK" and not attributes.get("sorted", 1):
+        yield "must be sorted"
+    if kind in ONE_OUTPUT and any(node.output[1:]):
+        yield "gives its first output alone"
+    if kind == "Pow" and any(constants[name].data_type in INTEGERS for name in node.input if name in constants):
+        yield "of integers is not allowed"
+    if kind == "ScatterND" and (opset >= 18 or attributes.get("reduction", b"none") != b"none"):
+        yield "is not allowed from opset 18 on, nor with a reduction"
+    if kind == "AveragePool" and set(attributes.get("dilations", [])) - {1}:
+        yield "must not be dilated"
+    if kind == "Resize" and (attributes.get("mode", b"nearest") == b"cubic" or attributes.get("antialias", 0)):
+        yield "must be nearest or linear, without antialiasing"
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    values = [item.t for item in node.attribute if item.name == "value"]
+    return values[0] if node.op_type == "Constant" and values else None
 
 
 def _check_quantised(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[str]:

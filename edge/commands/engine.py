@@ -88,7 +88,8 @@ def inspect(bundle: BundleFile, engines: Engines = ENGINES, graph: Graph = None,
         console().out(json_format.dumps(told | {"record": record.model_dump(mode="json") if record else None}))
         return
     total = sum(sum(types.values()) for types in layers.values())
-    table = Table("layer", "data type of its output", title=f"graph {name}: {total} layers, by {parser}", box=None)
+    console().print(f"graph {name}: {total} layers, by {parser}", markup=False)
+    table = Table("layer", "data type of its output", box=None)
     for kind, types in sorted(layers.items(), key=lambda row: -sum(row[1].values())):
         table.add_row(kind, ", ".join(f"{count} {dtype}" for dtype, count in types.items()))
     console().print(table)

@@ -10,7 +10,7 @@ prints errors of the CUDA driver and builds all the same, so the returned plan d
 error. Its timing cache does nothing since 1.2.
 
 DLA (Orin NX and AGX, TensorRT up to 10.7): a layer's fitness is asked of the builder, layer by layer, before anything
-is built, and all must fit, since a graph that goes back and forth between DLA and GPU is slower than either. Never run.
+is built, and all must fit: nothing falls back to the GPU unseen. Never run.
 """
 
 from __future__ import annotations

@@ -41,6 +41,9 @@ def graph(nodes, *, opset=18, shape=("batch", 8), ir=10, constants=()) -> onnx.M
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
 
 
+TWO = numpy_helper.from_array(np.array(2, np.int64), "two")
+
+
 @pytest.mark.parametrize(
     ("model", "finding"),
     [
@@ -55,10 +58,59 @@ def graph(nodes, *, opset=18, shape=("batch", 8), ir=10, constants=()) -> onnx.M
                 [helper.make_node("TopK", ["x", "k"], ["y", "i"], name="t")],
                 constants=[numpy_helper.from_array(np.array([3841], np.int64), "k")],
             ),
-            "t: K must be a constant of at most 3840",
+            "t: TopK K must be at most 3840",
+        ),
+        (graph([helper.make_node("TopK", ["x", "x"], ["y", "i"], name="t")]), "t: TopK input 1 must be a constant"),
+        (
+            graph(
+                [helper.make_node("TopK", ["x", "k"], ["y", "i"], sorted=0, name="t")],
+                constants=[numpy_helper.from_array(np.array([3], np.int64), "k")],
+            ),
+            "t: TopK must be sorted",
+        ),
+        (graph([helper.make_node("Squeeze", ["x", "x"], ["y"], name="s")]), "s: Squeeze input 1 must be a constant"),
+        (
+            graph([helper.make_node("ReduceMax", ["x", "x"], ["y"], name="r")]),
+            "r: ReduceMax input 1 must be a constant",
+        ),
+        (graph([helper.make_node("Pad", ["x", "p", "", "x"], ["y"], name="p")]), "p: Pad input 3 must be a constant"),
+        (
+            graph([helper.make_node("LayerNormalization", ["x", "s"], ["y", "mean"], name="l")]),
+            "l: LayerNormalization gives its first output alone",
+        ),
+        (
+            graph([helper.make_node("Pow", ["x", "two"], ["y"], name="p")], constants=[TWO]),
+            "p: Pow of integers is not allowed",
+        ),
+        (
+            graph([helper.make_node("ScatterND", ["x", "i", "u"], ["y"], name="s")]),
+            "s: ScatterND is not allowed from opset 18 on",
+        ),
+        (
+            graph([helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2], dilations=[2], name="a")], opset=19),
+            "a: AveragePool must not be dilated",
+        ),
+        (
+            graph([helper.make_node("Resize", ["x", "", "s"], ["y"], mode="cubic", name="r")]),
+            "r: Resize must be nearest or linear",
         ),
         (graph([helper.make_node("QuantizeLinear", ["x", "s"], ["y"], name="q")]), "q: no constant zero point"),
     ],
 )
 def test_what_lies_outside_is_named(model, finding: str) -> None:
     assert any(finding in found for found in check_allowed(model))
+
+
+def test_constants_may_be_nodes_and_axes_may_be_left_out() -> None:
+    axes = helper.make_node("Constant", [], ["axes"], value=numpy_helper.from_array(np.array([1], np.int64)))
+    allowed = graph(
+        [
+            axes,
+            helper.make_node("Unsqueeze", ["x", "axes"], ["u"]),
+            helper.make_node("ReduceMax", ["u"], ["r"]),
+            helper.make_node("ScatterND", ["r", "i", "u"], ["s"]),
+            helper.make_node("Resize", ["s", "", "scales"], ["y"], mode="linear"),
+        ],
+        opset=17,
+    )
+    assert check_allowed(allowed) == []
