@@ -199,7 +199,7 @@ def _profile(builder: Any, network: Any, batches: tuple[int, int, int]) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        profile.set_shape(tensor.name, *([size if at else n for at, size in enumerate(tensor.shape)] for n in batches))
+        profile.set_shape(tensor.name, *([n if size < 0 else size for size in tensor.shape] for n in batches))
     return profile
 
 
