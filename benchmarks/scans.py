@@ -1,4 +1,4 @@
-"""How long the front end for scans takes on one core, step by step, for 640x480 points.
+"""How long the front end for scans takes on one core, step by step, for 640x480 points, and views and groups of 50,000.
 
 python -m benchmarks.scans
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,14 +22,18 @@ from benchmarks.record import Record, budgets, median
 from edge.bundle import ScanInput, ScanSource
 from edge.organised_scan.fpfh import fpfh
 from edge.organised_scan.front_end import organised_scan
+from edge.organised_scan.groups import farthest_points, group, nearest_centres
 from edge.organised_scan.noise import measure_noise
 from edge.organised_scan.part import find_part
 from edge.organised_scan.plane import fit_belt, fit_surface
 from edge.organised_scan.resample import resample
 from edge.organised_scan.surface import measure_surface
+from edge.organised_scan.views import render
 
 HEIGHT, WIDTH, GRID, CELLS, NEIGHBOURS = 480, 640, 224, 56, 32
 ROUNDS = 30
+POINTS, FEWER = 50_000, 12_500
+GROUPS, MEMBERS = 1024, 128
 
 
 def main() -> int:
@@ -38,19 +43,24 @@ def main() -> int:
     record = Record("scans")
     bare = {"none": _spec("none", 0), "belt": _spec("belt", 0)}
     whole = {"none": _spec("none", CELLS), "belt": _spec("belt", CELLS)}
+    grid = organised_scan(surface, bare["none"])
+    points, normals = (each.reshape(-1, 3)[:POINTS] for each in (grid.scan, grid.geometry[..., 1:4]))
     times = _processor_ms(
         {
             "surface": lambda: organised_scan(surface, bare["none"]),
             "part on a belt": lambda: organised_scan(belt, bare["belt"]),
             "surface, FPFH": lambda: organised_scan(surface, whole["none"]),
             "part on a belt, FPFH": lambda: organised_scan(belt, whole["belt"]),
+            "views": lambda: render(points, normals),
             **_steps(surface, belt),
+            **_groups(points),
         }
     )
     for what in ("surface", "part on a belt"):
         record.figure(f"{what}, {WIDTH}x{HEIGHT} to {GRID}x{GRID}", median(times[what]), "ms", limits["front_end_ms"])
         with_fpfh = median(times[f"{what}, FPFH"])
         record.figure(f"{what}, with FPFH on {CELLS}x{CELLS}", with_fpfh, "ms", limits["front_end_fpfh_ms"])
+    record.figure(f"nine views of {POINTS} points", median(times["views"]), "ms", limits["views_ms"])
     for name in times:
         if name.startswith("  "):
             record.figure(name, median(times[name]), "ms")
@@ -80,6 +90,18 @@ def _steps(surface: NDArray[np.float32], belt: NDArray[np.float32]) -> dict[str,
     }
     if find_spec("open3d"):
         steps["  the same by Open3D, one core"] = _open3d(points, normals)
+    return steps
+
+
+def _groups(points: NDArray[np.float32]) -> dict[str, Callable[[], Any]]:
+    """Four times the points, to show how the cost grows."""
+    steps: dict[str, Callable[[], Any]] = {}
+    for count in (FEWER, POINTS):
+        some = np.ascontiguousarray(points[:: len(points) // count][:count])
+        centres, known = some[farthest_points(some, GROUPS)], np.ones((1, count), bool)
+        steps[f"  {GROUPS} farthest of {count} points"] = partial(farthest_points, some, GROUPS)
+        steps[f"  the same, and groups of {MEMBERS} of {count}"] = partial(group, some, GROUPS, MEMBERS)
+        steps[f"  nearest centres of {count} points"] = partial(nearest_centres, some[None], known, centres)
     return steps
 
 
