@@ -348,16 +348,11 @@ def _write(
     )
     path = report_path(wanted.output)
     with replacing(path, report):  # a bundle without its report would not do, nor the other way round
-        budget = SIZE_BUDGET if job.backbone.family == "lite" else SIZE_LIMIT
-        smaller = _smaller(method, several=several)
+        small = job.backbone.family == "lite" and not method.bank  # a memory bank lies in each graph, at every --size
+        budget = SIZE_BUDGET if small else SIZE_LIMIT
+        smaller = "Choose a smaller --size" + (", or compile fewer classes together." if several else ".")
         bundle = write_bundle(wanted.output, manifest, files, budget=budget, smaller=smaller)
     return Compiled(bundle, path, classes)
-
-
-def _smaller(method: Method, *, several: bool) -> str:
-    if method.bank:
-        return "The memory bank is as large at every --size: choose another --method."
-    return "Choose a smaller --size" + (", or compile fewer classes together." if several else ".")
 
 
 def _thresholds(found: Evidence, graphs: Graphs) -> dict[str, object]:
