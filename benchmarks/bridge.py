@@ -53,7 +53,7 @@ def _recovery(folder: Path, record: Record, budget: dict[str, float]) -> None:
         TruePart(id=str(part.id), picture=str((DEMO / part.picture).absolute()), defective=part.defective)
         for part in read_parts(DEMO)
     ]
-    with Rehearsal(folder / "line", DEMO / "surface.bundle", parts) as line:
+    with Rehearsal(folder / "line", DEMO / "surface.bundle", parts, keys=DEMO / "keys") as line:
         line.start_all()
         with Listener(line.broker_port, "beltline/#") as listener:
             serial_s = []

@@ -42,7 +42,10 @@ def main() -> int:
     ]
     bundle = read_bundle(DEMO / "surface.bundle")
     memory_mb: dict[str, list[float]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder, Rehearsal(Path(folder) / "line", bundle.path, parts) as line:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Rehearsal(Path(folder) / "line", bundle.path, parts, keys=DEMO / "keys") as line,
+    ):
         line.start_all()
         line.ack()
         summary_file = line.judgement / "summary.json"

@@ -68,7 +68,9 @@ def _line(folder: Path, arguments: argparse.Namespace, record: Record, budget: d
         TruePart(id=str(p.id), picture=str(pictures[str(p.id)]), defective=p.defective, gap_mm=gap_mm.get(i, 0))
         for i, p in enumerate(chosen)
     ]
-    with Rehearsal(folder / "line", arguments.bundle, parts, graph=graph, belt=belt) as line:
+    beside = arguments.bundle.parent / "keys"  # the demo signs
+    keys = beside if beside.is_dir() else None
+    with Rehearsal(folder / "line", arguments.bundle, parts, graph=graph, belt=belt, keys=keys) as line:
         record.figure("cold start to Ready", line.start_all(), "s", budget["cold_start_s"])
         line.ack()
         summary = line.wait_for_belt(180)
