@@ -42,6 +42,22 @@ def rgb_from_opencv(image: NDArray[Any]) -> Picture:
     return picture
 
 
+def opencv_decoded(data: bytes, damaged: str) -> NDArray[Any]:
+    """Decode by OpenCV, with the samples and the order of channels as it has them.
+
+    Raises:
+        FrameError: it cannot; with the words `damaged` where OpenCV has none.
+
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise FrameError(f"not decodable ({error.err})") from error
+    if image is None:
+        raise FrameError(damaged)
+    return image
+
+
 def decode(data: bytes) -> Picture:
     """Decode a JPEG, PNG, BMP or TIFF file: HxW grey or HxWx3 RGB, uint8 or uint16.
 
@@ -53,12 +69,7 @@ def decode(data: bytes) -> Picture:
         return _jpeg(data)
     if problem := _incomplete(data):
         raise FrameError(problem)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise FrameError(f"not decodable ({error.err})") from error
-    if image is None:
-        raise FrameError("not a picture, or damaged")
+    image = opencv_decoded(data, "not a picture, or damaged")
     picture = rgb_from_opencv(image)
     if image.ndim == 3 and image.shape[2] == 4:
         hidden = float(np.mean(image[..., 3] < np.iinfo(picture.dtype).max))

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edge.bundle import read_bundle
 from edge.console import console as make_console
-from edge.doctor import examine
+from edge.doctor.examine import examine
 from edge.errors import BundleError
 from edge.installed import InstalledError
 from edge.load import bundle_path

@@ -11,11 +11,10 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from edge.front_end import FrameError
+from edge.picture import opencv_decoded
 from edge.scans.grid import check_grid
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -50,12 +49,7 @@ def decode_tiff(data: bytes) -> NDArray[Any]:
         raise FrameError("a TIFF of several pages; write x, y and z as the three channels of one page")
     if (kind, bits) not in {(FLOAT, 32), (FLOAT, 64)} and (samples, kind, bits) != (1, UNSIGNED, 16):
         raise FrameError(f"TIFF samples of {bits} bits, {_KINDS.get(kind, 'unknown')}; float of 32 or 64 bits is read")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise FrameError(f"not decodable ({error.err})") from error
-    if image is None:
-        raise FrameError("truncated or damaged TIFF")
+    image = opencv_decoded(data, "truncated or damaged TIFF")
     return image[..., ::-1] if samples == 3 else image  # OpenCV takes three channels for RGB and reverses them
 
 

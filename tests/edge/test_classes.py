@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edge.bundle import read_bundle
 from edge.check import check_station
 from edge.cli import FAILED, OK, main
-from edge.doctor import chosen_class, graphs
+from edge.doctor.bundle import chosen_class, graphs
 from edge.errors import BundleError
 from edge.front_end import FrameError
 from edge.scorer import Scorer, ScorerError, slow_step_ms

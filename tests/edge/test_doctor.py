@@ -22,7 +22,10 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 from edge.bundle import read_bundle
 from edge.check import check_station
 from edge.cli import main
-from edge.doctor import Finding, broker, graphs, processor, reject_path, rights, software, system
+from edge.doctor.box import processor, rights, software, system
+from edge.doctor.bundle import graphs
+from edge.doctor.finding import Finding
+from edge.doctor.station import broker, reject_path
 from edge.lock import hold
 from edge.settings import Settings, load_settings
 from firmware_bridge.modbus import registers as r
@@ -61,7 +64,7 @@ def test_the_software_is_found_with_its_versions() -> None:
 
 
 def test_a_missing_package_of_the_edge_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.doctor._version", lambda name: None if name == "pymodbus" else "9")
+    monkeypatch.setattr("edge.doctor.box._version", lambda name: None if name == "pymodbus" else "9")
     found = by_name(software())["extra edge"]
     assert found.level == "missing"
     assert "lacks pymodbus: pip install 'beltline[edge]'" in found.found
@@ -98,7 +101,7 @@ def test_a_user_outside_the_groups_is_told_how_to_join(monkeypatch: pytest.Monke
 
 def test_a_full_disk_is_missing_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert by_name(system(tmp_path / "not" / "there"))["disk"].found.endswith(str(tmp_path))
-    monkeypatch.setattr("edge.doctor.ENOUGH_DISK_BYTES", 10**18)
+    monkeypatch.setattr("edge.doctor.box.ENOUGH_DISK_BYTES", 10**18)
     assert by_name(system(tmp_path))["disk"].level == "missing"
 
 
@@ -232,7 +235,7 @@ def test_a_plc_on_a_serial_port_is_asked_where_the_port_is_free(tmp_path: Path) 
 
 
 def test_a_bundle_is_tested_and_measured_per_graph(make_bundle: Callable[..., Path], monkeypatch: Any) -> None:
-    monkeypatch.setattr("edge.doctor.MEASURE_NS", 0)
+    monkeypatch.setattr("edge.doctor.bundle.MEASURE_NS", 0)
     bundle = read_bundle(make_bundle())
     found = by_name(graphs(bundle))
     for name, graph in bundle.manifest.graphs.items():
@@ -250,7 +253,7 @@ def test_the_graph_that_the_station_would_take_is_named(
     make_bundle: Callable[..., Path], tiny: Any, monkeypatch: Any, *, wanted: Any, float_ms: float, says: str
 ) -> None:
     times = {"float": float_ms, "int8": 1.05}
-    monkeypatch.setattr("edge.doctor._measure", lambda scorer: [times[scorer.graph]])
+    monkeypatch.setattr("edge.doctor.bundle._measure", lambda scorer: [times[scorer.graph]])
     bundle = read_bundle(make_bundle(graphs={"float": tiny.graph(), "int8": tiny.graph()}))
     assert f"graph {says}" in by_name(graphs(bundle, wanted))["would run"].found
 
@@ -265,7 +268,7 @@ def test_a_graph_that_computes_otherwise_here_would_not_run(make_bundle: Callabl
 def test_the_command_prints_json_and_fails_for_a_damaged_bundle(
     make_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("edge.doctor.MEASURE_NS", 0)
+    monkeypatch.setattr("edge.doctor.bundle.MEASURE_NS", 0)
     good = make_bundle()
     main(["doctor", "--json", "--bundle", str(good)])
     findings = json.loads(capsys.readouterr().out)

@@ -15,7 +15,7 @@ import pytest
 
 from edge.bundle import Bundle, read_bundle
 from edge.cli import main
-from edge.doctor import examine
+from edge.doctor.examine import examine
 from edge.engine.build import Options, build, parsed_layers
 from edge.engine.flavour import NoTensorRTError, TensorRT, TensorRTError, find, require
 from edge.engine.keep import build_engine, check_engine, graph_for, keep_engine
@@ -70,7 +70,7 @@ def engine(tmp_path: Path, bundle: Bundle, rtx: TensorRT) -> Path:
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A CUDA driver that says that there is an RTX 3060; nothing can be computed with it."""
     driver = compiled(tmp_path, fails=0)
-    for module in ("engine.keep", "doctor", "commands.engine"):
+    for module in ("engine.keep", "doctor.box", "doctor.bundle", "commands.engine"):
         monkeypatch.setattr(f"edge.{module}.this_machine", lambda: this_machine(str(driver), Path("/nowhere")))
     return driver
 
@@ -340,7 +340,7 @@ def test_an_install_keeps_the_engine_and_doctor_shows_it(
     tmp_path: Path, make_bundle: Callable[..., Path], gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.speed.MEASURE_NS", 0)
-    monkeypatch.setattr("edge.doctor.MEASURE_NS", 0)
+    monkeypatch.setattr("edge.doctor.bundle.MEASURE_NS", 0)
     settings = station(tmp_path)
     done = install(settings, make_bundle())
     assert "built in" in done.engine
@@ -358,7 +358,7 @@ def test_without_a_gpu_an_install_is_as_it_was(
     tmp_path: Path, make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.speed.MEASURE_NS", 0)
-    monkeypatch.setattr("edge.doctor.MEASURE_NS", 0)
+    monkeypatch.setattr("edge.doctor.bundle.MEASURE_NS", 0)
     settings = station(tmp_path)
     done = install(settings, make_bundle())
     assert done.engine == ""
