@@ -2,7 +2,8 @@
 
     python -m benchmarks.methods [FOLDER ...]      # by default the labelled ones of the folder that BELTLINE_DATA names
 
-Pictures: every method of the registry, the first being the one that the others are compared with. Scans with pictures:
+Pictures: every method of the registry, the first being the one that the others are compared with, and what is
+compiled by default. Scans with pictures:
 pictures alone, scans alone and both. Three seeds. It informs and does not gate: `python -m benchmarks.accuracy` gates
 what is shipped.
 """
@@ -21,8 +22,9 @@ from benchmarks.record import RESULTS, machine
 from compile.bench.page import render_page
 from compile.bench.run import Wanted, run_bench
 from compile.bench.table import WIDTH, print_results, to_csv
-from compile.methods.registry import METHODS, SCAN_METHODS
+from compile.methods.registry import DEFAULT_METHOD, METHODS, SCAN_METHODS
 from compile.terminal import bars
+from compile.work import work_path
 
 
 def main() -> int:
@@ -30,29 +32,35 @@ def main() -> int:
     shared = Path(os.environ.get("BELTLINE_DATA", "."))
     parser.add_argument("data", nargs="*", type=Path, default=labelled(shared) + scanned(shared))
     parser.add_argument("--methods", help="with commas between; by default all that fit")
-    parser.add_argument("--size", type=int, default=256, help="side of the graph's input, pixels")
+    parser.add_argument("--size", type=int, default=320, help="side of the graph's input, pixels")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--maps", type=Path, default=Path("out/bench"), help="folder for the page of maps")
     wanted = parser.parse_args()
     scans = [folder for folder in wanted.data if (folder / "train" / "good" / "xyz").is_dir()]
     pictures = [folder for folder in wanted.data if folder not in scans]
-    for name, folders, known in (("methods", pictures, METHODS), ("scan_methods", scans, ("patchcore", *SCAN_METHODS))):
-        methods = wanted.methods.split(",") if wanted.methods else list(known)
+    tables = {
+        "methods": (pictures, [*METHODS, DEFAULT_METHOD]),
+        "scan_methods": (scans, ["patchcore", *SCAN_METHODS]),
+    }
+    for name, (folders, known) in tables.items():
+        methods = wanted.methods.split(",") if wanted.methods else known
         if folders:
-            _compare(name, Wanted(folders, methods, wanted.size, wanted.seeds), wanted.output, wanted.maps)
+            work = work_path(wanted.maps / name)
+            asked = Wanted(folders, methods, wanted.size, wanted.seeds, work=work)
+            _compare(name, asked, wanted.output, wanted.maps)
     return 0
 
 
 def _compare(name: str, wanted: Wanted, output: Path, maps: Path) -> None:
+    for folder in (output, maps):
+        folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(timezone.utc)
     with bars(enabled=True) as tick:
         results = run_bench(wanted, tick)
     console = Console(record=True, width=WIDTH, file=sys.stdout, highlight=False)
     console.print(f"{name}, {now:%Y-%m-%d %H:%M} UTC\n{machine()}")
     print_results(console, results)
-    for folder in (output, maps):
-        folder.mkdir(parents=True, exist_ok=True)
     (output / f"{name}.txt").write_text(console.export_text(), encoding="utf-8")
     table = to_csv(results, date=f"{now:%Y-%m-%d}", machine=machine())
     (output / f"{name}.csv").write_text(table, encoding="utf-8")

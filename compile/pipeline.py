@@ -6,8 +6,6 @@ golden inputs. One class is the same with a list of one.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
 from compile.learned_defects import draw_defects, shows_same_part
 from compile.listing import Skipped
+from compile.machine import machine
 from compile.methods.registry import Method, find_method
 from compile.model import Heads, export_graphs, extract, fit_heads, paint_samples, render_trunks
 from compile.precision import CalibrationRecord
@@ -124,7 +123,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
             sources = class_sources(classes)
         with clock.step("size"):
             size = _size(settings, max(data.longer_side for data in classes), backbone, method)
-        key = work_key(settings, classes, backbone, size.size, _machine())
+        key = work_key(settings, classes, backbone, size.size, machine())
         with working_folder(work_path(settings.output), key) as folder:
             jobs = []
             each_of = zip(class_names(settings.folders), classes, sources, strict=True)
@@ -135,7 +134,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
                 spec = Input(height=size.size, width=size.size, source=source)
                 jobs.append(Job(settings, clock, work, spec, evidence, backbone=backbone))
             whole = jobs[0].evidence
-            whole.seconds, whole.machine = clock.seconds, _machine()
+            whole.seconds, whole.machine = clock.seconds, machine()
             whole.warnings += [size.warning] if size.warning else []
             for job in jobs[1:]:
                 job.evidence.warnings, job.evidence.renderings = whole.warnings, whole.renderings
@@ -369,10 +368,3 @@ def _threshold(result: ThresholdResult) -> dict[str, object]:
         approximate=result.approximate,
         flagged=result.flagged,
     ).model_dump(mode="json")
-
-
-def _machine() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} threads"

@@ -1,6 +1,7 @@
 """The working folder of a compilation: NAME.work beside its bundle, so that one that was killed can be gone on with.
 
-It holds pictures at the graph's size, the trunk's maps and the checkpoints of fits. Its key names everything that these
+It holds pictures at the graph's size, the trunk's maps and the checkpoints of fits; of a comparison the runs that are
+done. Its key names everything that these
 follow from: the wishes, the content of every picture, this code, the libraries, the machine. The same command finds its
 own work and goes on, to the same bits; work of another key is thrown away. The folder goes when the bundle is written
 and when the compilation fails, for it would fail again; it stays when it is interrupted or killed. One compilation at a
@@ -16,7 +17,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -48,15 +49,22 @@ def work_path(output: Path) -> Path:
 
 
 def work_key(settings: Settings, classes: Sequence[DataSet], backbone: Backbone, side: int, machine: str) -> str:
-    """SHA-256 of everything that the work follows from; the `side` of the graph may follow from a measured time."""
-    wishes = {name: str(value) for name, value in asdict(settings).items() if name not in IRRELEVANT}
+    """SHA-256 of everything that a compilation's work follows from."""
+    wishes = {name: value for name, value in asdict(settings).items() if name not in IRRELEVANT}
+    return key_of(wishes, classes, backbone, side, machine)
+
+
+def key_of(
+    wishes: Mapping[str, object], classes: Sequence[DataSet], backbone: Backbone, side: int, machine: str
+) -> str:
+    """SHA-256 of everything that work follows from; the `side` of the graph may follow from a measured time."""
     root = Path(__file__).parent.parent
     code = sorted(file for room in ("compile", "calibration", "edge") for file in (root / room).rglob("*.py"))
     pictures = [file for data in classes for file in (*data.good, *(image.path for image in data.test))]
     pictures += [file for data in classes for each in data.learned for file in (each.path, each.mask) if file]
     pictures += [scan for data in classes if data.scans for scan in data.scans.of.values()]
     about = {
-        "wishes": wishes,
+        "wishes": {name: str(value) for name, value in wishes.items()},
         "pictures": [(str(file), _digest(file)) for file in pictures],
         "groups": [data.groups.tolist() for data in classes],
         "code": [_digest(file) for file in code],
@@ -101,9 +109,7 @@ def _own(folder: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise WorkError(
-                f"{folder}: another compilation works on this bundle. Wait for it, or choose another -o."
-            ) from None
+            raise WorkError(f"{folder}: another run works here. Wait for it, or choose another -o.") from None
         with suppress(FileNotFoundError):
             if folder.stat().st_ino == os.fstat(lock).st_ino:
                 return lock
@@ -115,7 +121,7 @@ def _clear(folder: Path, key: str) -> None:
     file = folder / KEY
     found = list(folder.iterdir())
     if found and not any(each.name == KEY or each.name.startswith(f".{KEY}.") for each in found):
-        raise WorkError(f"{folder}: is no working folder of a compilation. Move it, or choose another -o.")
+        raise WorkError(f"{folder}: is no working folder of beltline. Move it, or choose another -o.")
     if file.is_file() and file.read_text("utf-8", "replace") == key:
         return
     _empty(folder)

@@ -18,6 +18,7 @@ from compile.bench.table import WIDTH, print_results, to_csv, to_json
 from compile.methods.registry import BY_FAMILY, METHODS, SCAN_METHODS
 from compile.terminal import ended_well, write_json
 from compile.wishes import WishError
+from compile.work import work_path
 from edge.bundle import Background
 from edge.scans.unit import Unit
 
@@ -87,6 +88,7 @@ def bench(  # noqa: PLR0917 - the command line
             shots=counts,
             unit=unit,
             background=background,
+            work=work_path(output),
         )
         results = run_bench(wanted, tick)
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)

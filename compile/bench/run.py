@@ -6,10 +6,12 @@ No labels are in any fit but those of defects that were drawn to learn from and 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,20 +25,22 @@ from compile.backbones.choice import DEFAULT, Backbone, Level, find_backbone
 from compile.bench.cost import Cost, count_macs, count_parameters, time_graph
 from compile.bench.data import RULES, Labelled, load_labelled, read_labelled
 from compile.bench.figures import Estimate, compare_images, compare_pixels, estimate
+from compile.bench.kept import Run, is_kept, keep_run, read_run
 from compile.bench.page import Shown, choose_pictures, show
 from compile.bench.score import score_maps
 from compile.bench.settings import Entry, check_setting, samples_of
-from compile.data import folder_name
+from compile.data import DataSet, folder_name
 from compile.export import export, join
-from compile.features import on_disk
 from compile.fitting import one_thread
 from compile.job import Progress
+from compile.machine import machine
+from compile.methods.checkpoint import resumable
 from compile.methods.distil import read_lesson
 from compile.methods.registry import BY_FAMILY, Method, UnknownMethodError, ask, find_method
 from compile.metrics import Difference, MaskRule
-from compile.parity import Scored
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import WishError, check_learn_defects, check_side
+from compile.work import key_of, working_folder
 from edge.bundle import Background
 from edge.scans.unit import Unit
 
@@ -56,6 +60,12 @@ class Wanted:
     background: Background = "none"  # of scans
     together: bool = False  # one model of all data sets
     shots: Sequence[int] = ()  # good pictures of each data set that methods are fitted on; all, if none are given
+    work: Path | None = None  # where what is done is kept until all is: a comparison that was killed goes on
+
+
+REPEATED = ("methods", "seeds", "data", "work")  # wishes that change no single run
+MAPS = "maps-"  # of pictures, which are computed anew
+SAMPLES = "samples"
 
 
 class Row(NamedTuple):
@@ -135,90 +145,104 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     }
     results = Results(wanted, [], [], {}, {})
     at_once = wanted.together or any(entry.transferred for entry in entries)
-    for some in [sets] if at_once else [[each] for each in sets]:
-        with tempfile.TemporaryDirectory(prefix="beltline-bench-") as name:
-            loaded = []
-            for number, each in enumerate(some):
-                work = Path(name) / str(number)
-                work.mkdir()
-                data = load_labelled(
-                    each,
-                    wanted.size,
-                    trunks.get(union),
-                    work,
-                    backbone=backbone,
-                    levels=union,
-                    paint=any(method.painted for method in methods),
-                    threads=len(os.sched_getaffinity(0)),
-                    progress=progress,
-                    scans=scans,
-                    background=wanted.background,
-                )
-                loaded.append(data)
-            _compare_on(loaded, entries, trunks, Path(name), results, progress=progress)
+    with _working_folder(wanted, sets, backbone) as kept:
+        for some in [sets] if at_once else [[each] for each in sets]:
+            with tempfile.TemporaryDirectory(dir=kept, prefix=MAPS) as name:
+                loaded = []
+                for number, each in enumerate(some):
+                    work = Path(name) / str(number)
+                    work.mkdir()
+                    data = load_labelled(
+                        each,
+                        wanted.size,
+                        trunks.get(union),
+                        work,
+                        backbone=backbone,
+                        levels=union,
+                        paint=any(method.painted for method in methods),
+                        threads=len(os.sched_getaffinity(0)),
+                        progress=progress,
+                        scans=scans,
+                        background=wanted.background,
+                    )
+                    loaded.append(data)
+                _compare_on(loaded, entries, trunks, kept, results, progress=progress)
     return results
 
 
-class Measured(NamedTuple):
-    """One method in one setting on one data set, over the seeds."""
-
-    runs: list[Scored]
-    seconds: list[float]
-    costs: list[Cost]
+@contextmanager
+def _working_folder(wanted: Wanted, sets: Sequence[DataSet], backbone: Backbone) -> Iterator[Path]:
+    if wanted.work is None:
+        with tempfile.TemporaryDirectory(prefix="beltline-bench-") as name:
+            yield Path(name)
+        return
+    wishes = {name: value for name, value in asdict(wanted).items() if name not in REPEATED}
+    with working_folder(wanted.work, key_of(wishes, sets, backbone, wanted.size, machine())) as folder:
+        for left in folder.glob(f"{MAPS}*"):
+            shutil.rmtree(left)
+        yield folder
 
 
 def _compare_on(
     sets: Sequence[Labelled],
     entries: Sequence[Entry],
     trunks: dict[tuple[Level, ...], onnx.ModelProto],
-    work: Path,
+    kept: Path,
     results: Results,
     *,
     progress: Progress,
 ) -> None:
     wanted = results.wanted
-    measured = [{entry.label: Measured([], [], []) for entry in entries} for _ in sets]
-    for number, entry in enumerate(entries):
+    runs: list[dict[str, list[Run]]] = [{entry.label: [] for entry in entries} for _ in sets]
+    for entry in entries:
         trunk = trunks.get(entry.method.levels)
         for fitted_on, measured_on in entry.turns(len(sets), together=wanted.together):
             name = ", ".join(sets[i].name for i in measured_on)
             for seed in range(wanted.seeds):
                 step = f"{name}: {entry.label}, seed {seed}"
-                tell = partial(_named, progress, step)
-                head, taken = _fit(
-                    entry, [sets[i] for i in fitted_on], seed, trunk, work, steps=wanted.fit_steps, progress=tell
-                )
-                for i in measured_on:
-                    maps = sets[i].test_maps(entry.method.levels, entry.method.scans)
-                    scored = score_maps(head, maps, partial(progress, f"{step}, score"), i)
-                    measured[i][entry.label].runs.append(_on_disk(scored, work / f"{i}_{number}_{seed}.bin"))
-                    measured[i][entry.label].seconds.append(taken)
-            cost = _cost(entry.method, head, sets[0], trunk, work)
-            for i in measured_on:
-                measured[i][entry.label].costs.append(cost)
-    for data, found in zip(sets, measured, strict=True):
+                places = {i: kept / sets[i].name / entry.label / str(seed) for i in measured_on}
+                if not all(is_kept(place) for place in places.values()):
+                    head, taken = _fit(
+                        entry,
+                        [sets[i] for i in fitted_on],
+                        seed,
+                        trunk,
+                        places[measured_on[0]] / "fit",
+                        steps=wanted.fit_steps,
+                        progress=partial(_named, progress, step),
+                    )
+                    cost = _cost(entry.method, head, sets[0], trunk, kept)
+                    for i, place in places.items():
+                        maps = sets[i].test_maps(entry.method.levels, entry.method.scans)
+                        scored = score_maps(head, maps, partial(progress, f"{step}, score"), i)
+                        keep_run(place, Run(scored, taken, cost))
+                for i, place in places.items():
+                    runs[i][entry.label].append(read_run(place))
+    for data, found in zip(sets, runs, strict=True):
         _tell_figures(data, entries, found, results, progress)
 
 
 def _tell_figures(
     data: Labelled,
     entries: Sequence[Entry],
-    measured: dict[str, Measured],
+    measured: dict[str, list[Run]],
     results: Results,
     progress: Progress,
 ) -> None:
-    first = measured[entries[0].label].runs
+    scored = {label: [run.scored for run in runs] for label, runs in measured.items()}
+    first = scored[entries[0].label]
     for done, entry in enumerate(entries, start=1):
-        runs, seconds, (cost,) = measured[entry.label]
+        runs = scored[entry.label]
         figures = {rule: estimate(runs, data.defective, data.masks[rule]) for rule in RULES}
         differences: dict[MaskRule, dict[str, Difference]] = {}
         if runs is not first:
             image = compare_images(runs, first, data.defective)
             differences = {rule: image | compare_pixels(runs, first, data.masks[rule]) for rule in RULES}
-        fit_s = float(np.median(seconds))
+        fit_s = float(np.median([run.seconds for run in measured[entry.label]]))
+        cost = measured[entry.label][0].cost
         results.rows.append(Row(data.name, entry.name, entry.shots, entry.label, fit_s, cost, figures, differences))
         progress(f"{data.name}: figures", done, len(entries))
-    results.shown.append(show(data, {label: each.runs[0] for label, each in measured.items()}, choose_pictures(data)))
+    results.shown.append(show(data, {label: each[0] for label, each in scored.items()}, choose_pictures(data)))
     results.remarks[data.name] = data.remarks
     results.test[data.name] = (int(np.sum(~data.defective)), int(np.sum(data.defective)))
 
@@ -238,29 +262,23 @@ def _fit(
     progress: Progress,
 ) -> tuple[AnomalyHead, float]:
     """Give the head, and the seconds that its fit took, its teacher's included."""
-    with tempfile.TemporaryDirectory(dir=work) as name:
-        folder = Path(name)
-        samples = samples_of(entry, sets, seed, trunk, folder, progress=progress)
-        started = time.monotonic()
-        with one_thread():
-            if teacher := entry.method.teacher:
-                (data,) = sets  # a student is of one product
-                taught = data.samples(teacher.levels)
-                answers = ask(teacher, taught, folder, seed=seed, steps=steps, progress=progress)
-                good, odd = (read_lesson(each, np.arange(each.shapes[0][0])) for each in answers)
-                samples = replace(samples, lessons=(good, odd))
-            model = entry.fit(samples, seed, steps, progress)
-        taken = time.monotonic() - started
+    shutil.rmtree(work / SAMPLES, ignore_errors=True)
+    (work / SAMPLES).mkdir(parents=True)
+    samples = samples_of(entry, sets, seed, trunk, work / SAMPLES, progress=progress)
+    started = time.monotonic()
+    with one_thread(), resumable(work):
+        if teacher := entry.method.teacher:
+            (data,) = sets  # a student is of one product
+            taught = data.samples(teacher.levels)
+            answers = ask(teacher, taught, work, seed=seed, steps=steps, progress=progress)
+            good, odd = (read_lesson(each, np.arange(each.shapes[0][0])) for each in answers)
+            samples = replace(samples, lessons=(good, odd))
+        model = entry.fit(samples, seed, steps, progress)
+    taken = time.monotonic() - started
+    shutil.rmtree(work)
     data = sets[0]
     like = data.test_maps(entry.method.levels, entry.method.scans)
     return entry.method.head(model, like, (data.map_side, data.map_side)), taken
-
-
-def _on_disk(scored: Scored, file: Path) -> Scored:
-    """Keep maps in a scratch file: those of all methods and seeds together may not fit into memory."""
-    maps = on_disk(file, scored.maps.dtype, scored.maps.shape)
-    maps[:] = scored.maps
-    return Scored(scored.scores, maps)
 
 
 def _cost(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelProto | None, work: Path) -> Cost:

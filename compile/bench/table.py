@@ -21,8 +21,8 @@ RULE_WORDS: dict[MaskRule, str] = {
 }
 NOTE = (
     "exact figures at the map's resolution, no crop; AUPRO up to FPR 0.3; +- standard deviation over seeds; fit s: "
-    "median over seeds, one thread; ms: median of the float graph, ONNX Runtime, one thread; MB: peak of a process "
-    "that runs this graph alone"
+    "median over seeds, one thread per fit; ms: median of the float graph, ONNX Runtime, one thread; MB: peak of a "
+    "process that runs this graph alone"
 )
 
 

@@ -14,7 +14,7 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import count
 from pathlib import Path
@@ -26,26 +26,36 @@ EVERY_S = 10.0
 SHARE = 30  # a checkpoint may take at most one part in so many of the time
 
 log = logging.getLogger(__name__)
-_files: ContextVar[Iterator[Path] | None] = ContextVar("files", default=None)
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+_turns: ContextVar[Iterator[int]] = ContextVar("turns")
 
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
     """Keep the checkpoints of the descents inside in a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    token = _files.set(folder / f"{turn}.pt" for turn in count())
+    kept, turn = _folder.set(folder), _turns.set(count())
     try:
         yield
     finally:
-        _files.reset(token)
+        _folder.reset(kept)
+        _turns.reset(turn)
+
+
+@contextmanager
+def apart(name: str) -> Iterator[None]:
+    """Keep those of the descents inside in a folder of their own, where any are kept: other descents take turns too."""
+    folder = _folder.get()
+    with resumable(folder / name) if folder else nullcontext():
+        yield
 
 
 class Checkpoint:
     """The file of the next descent; outside of `resumable` nothing is kept."""
 
     def __init__(self) -> None:
-        files = _files.get()
-        self._file = None if files is None else next(files)
+        folder = _folder.get()
+        self._file = None if folder is None else folder / f"{next(_turns.get())}.pt"
         self._due = time.monotonic() + EVERY_S
 
     def read(self) -> dict[str, Any] | None:

@@ -7,8 +7,9 @@ maps, which keeps a head on few good pictures from learning them by heart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from compile.methods.descent import batches, descend, device, one_cycle
 from compile.methods.inp_former_fit import PLUS_PLUS
 from compile.methods.inp_former_lite import fit_inp_former_lite
 from compile.methods.inp_former_pp import INPFormerPP, Reconstruction, SegmentationHead
+from compile.methods.side_by_side import side_by_side
 from compile.standardise import measure_spread
 
 HEADS = 2
@@ -63,63 +65,60 @@ def fit_inp_former_pp(
     reconstruction = Reconstruction(fitted.groups, fitted.model).eval()
     spread = measure_spread(reconstruction, features)
     own = min(STEPS, max(LEAST_STEPS, PASSES * len(covered) // PAINTED_BATCH))
-    heads = [
-        _fit_head(
-            reconstruction,
-            features,
-            painted,
-            covered,
-            seed=HEADS * seed + turn,
-            steps=own if steps is None else min(own, steps),
-            progress=None if progress is None else partial(_tell, progress, turn),
-        )
-        for turn in range(HEADS)
+    steps = own if steps is None else min(own, steps)
+    known = _inputs(reconstruction, [each[: min(features[0].shape[0], MEASURED)] for each in features])
+    seeds = range(HEADS * seed, HEADS * (seed + 1))
+    heads = [_new_head(known, each) for each in seeds]
+    show = partial(_inputs, reconstruction)
+    fits = [
+        partial(_fit_head, head, show=show, features=features, painted=painted, covered=covered, seed=each, steps=steps)
+        for head, each in zip(heads, seeds, strict=True)
     ]
+    side_by_side(fits, progress)
     height, width = features[1].shape[2:]
     usual = (spread.sums[0].mean() / spread.pictures).float()
     return INPFormerPP(reconstruction, (height, width), usual, heads).eval().requires_grad_(requires_grad=False)
 
 
-def _fit_head(
-    reconstruction: Reconstruction,
-    features: Sequence[NDArray[Any]],
-    painted: Sequence[NDArray[Any]],
-    covered: NDArray[np.float32],
-    *,
-    seed: int,
-    steps: int,
-    progress: Progress | None,
-) -> SegmentationHead:
-    shown = partial(_inputs, reconstruction)
-    count = features[0].shape[0]
-    known = shown([each[: min(count, MEASURED)] for each in features])
+def _new_head(known: Sequence[Tensor], seed: int) -> SegmentationHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = SegmentationHead([tuple(each.shape[1:]) for each in known]).train()
-        _scale(head, known)
-        optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=1e-2)
-
-        def loss(chosen: tuple[list[int], list[int]]) -> Tensor:
-            odd, good = chosen
-            maps = [np.concatenate([p[odd], g[good]]) for p, g in zip(painted, features, strict=True)]
-            inputs = [
-                each.to(device()) + NOISE * getattr(head, f"deviation_{i}") * torch.randn(each.shape).to(device())
-                for i, each in enumerate(shown(maps))
-            ]
-            mask = torch.zeros(len(inputs[0]), *covered.shape[1:])
-            mask[: len(odd)] = torch.from_numpy(covered[np.array(odd) % len(covered)] > COVERED).float()
-            return objective(head(inputs), mask.to(device()), len(odd))
-
-        order = zip(
-            batches(painted[0].shape[0], PAINTED_BATCH, seed), batches(count, GOOD_BATCH, seed + 1), strict=False
-        )
-        schedule = one_cycle(optimiser, RATE, steps)
-        descend(head, optimiser, schedule, order, loss, steps=steps, what="fit head", mixed=True, progress=progress)
+        head = SegmentationHead([tuple(each.shape[1:]) for each in known])
+    _scale(head, known)
     return head
 
 
-def _tell(progress: Progress, turn: int, what: str, done: int, of: int) -> None:
-    progress(what, turn * of + done, HEADS * of)
+def _fit_head(
+    head: SegmentationHead,
+    progress: Progress,
+    *,
+    show: Callable[[Sequence[NDArray[Any]]], list[Tensor]],
+    features: Sequence[NDArray[Any]],
+    painted: Sequence[NDArray[Any]],
+    covered: NDArray[np.float32],
+    seed: int,
+    steps: int,
+) -> None:
+    head.train()
+    optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=1e-2)
+
+    def loss(chosen: tuple[list[int], list[int], int]) -> Tensor:
+        odd, good, step = chosen
+        maps = [np.concatenate([p[odd], g[good]]) for p, g in zip(painted, features, strict=True)]
+        noise = torch.Generator().manual_seed(seed * steps + step)  # of this step alone: the heads share no generator
+        inputs = [
+            each.to(device())
+            + NOISE * getattr(head, f"deviation_{i}") * torch.randn(each.shape, generator=noise).to(device())
+            for i, each in enumerate(show(maps))
+        ]
+        mask = torch.zeros(len(inputs[0]), *covered.shape[1:])
+        mask[: len(odd)] = torch.from_numpy(covered[np.array(odd) % len(covered)] > COVERED).float()
+        return objective(head(inputs), mask.to(device()), len(odd))
+
+    rows = batches(painted[0].shape[0], PAINTED_BATCH, seed)
+    order = zip(rows, batches(features[0].shape[0], GOOD_BATCH, seed + 1), count(), strict=False)
+    schedule = one_cycle(optimiser, RATE, steps)
+    descend(head, optimiser, schedule, order, loss, steps=steps, what="fit head", mixed=True, progress=progress)
 
 
 def objective(logit: Tensor, mask: Tensor, painted: int) -> Tensor:

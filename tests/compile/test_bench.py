@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,33 @@ def test_a_method_that_learns_from_painted_defects_is_given_some(mvtec: Path, mo
         hidden = samples.covered[0].reshape(8, 4, 8, 4).mean((1, 3)) > 0.5
         if hidden.any():
             assert changed[hidden].mean() > changed[~hidden].mean()
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_stopped_goes_on(mvtec: Path, tmp_path: Path, monkeypatch) -> None:
+    """Also with further methods: a run that is done is not done again."""
+    seeds: list[int] = []
+
+    def fit(samples: Samples, seed: int, *_: object) -> nn.Module:
+        if seed == stop:
+            raise KeyboardInterrupt
+        seeds.append(seed)
+        return fit_loudness(samples, seed, None, None)
+
+    for name in ("loud", "quiet"):
+        monkeypatch.setitem(METHODS, name, Method(name, fit, levels=(16,), top=0.0))
+    work, stop = tmp_path / "bench.work", 1
+    wanted = Wanted([mvtec], ["loud"], size=128, seeds=2, work=work)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(wanted, lambda *_: None)
+    stop = -1
+    (whole,) = run_bench(replace(wanted, work=None), lambda *_: None).rows
+    del seeds[:]
+    loud, quiet = run_bench(replace(wanted, methods=["loud", "quiet"]), lambda *_: None).rows
+    assert seeds == [1, 0, 1]
+    assert loud.figures == whole.figures == quiet.figures
+    assert quiet.differences["half"]["I-AUROC"].value == 0
+    assert not work.exists()
 
 
 @pytest.mark.slow

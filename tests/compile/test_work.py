@@ -46,7 +46,7 @@ def test_a_second_compilation_of_one_bundle_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "x.work"
     with working_folder(folder, "a"):
         (folder / "mine").touch()
-        with pytest.raises(WorkError, match="another compilation works on this bundle"), working_folder(folder, "b"):
+        with pytest.raises(WorkError, match="another run works here"), working_folder(folder, "b"):
             pass
         assert (folder / "mine").exists()
 
@@ -55,7 +55,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "x.work"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years")
-    with pytest.raises(WorkError, match="is no working folder of a compilation"), working_folder(folder, "a"):
+    with pytest.raises(WorkError, match="is no working folder of beltline"), working_folder(folder, "a"):
         pass
     assert (folder / "thesis.txt").read_text() == "years"
     (tmp_path / "y.work").write_text("a file")
