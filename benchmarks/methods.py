@@ -2,10 +2,9 @@
 
     python -m benchmarks.methods [FOLDER ...]      # by default the labelled ones of the folder that BELTLINE_DATA names
 
-Pictures: every method of the registry, the first being the one that the others are compared with, and what is
-compiled by default. Scans with pictures:
-pictures alone, scans alone and both. Three seeds. It informs and does not gate: `python -m benchmarks.accuracy` gates
-what is shipped.
+Pictures: every method of the registry and what is compiled by default, compared with PatchCore on the taps of
+INP-Former++. Scans with pictures: pictures alone, scans alone and both. Three seeds. It informs and does not gate:
+`python -m benchmarks.accuracy` gates what is shipped. Stopped, it goes on with the same command.
 """
 
 from __future__ import annotations
@@ -26,13 +25,15 @@ from compile.methods.registry import DEFAULT_METHOD, METHODS, SCAN_METHODS
 from compile.terminal import bars
 from compile.work import work_path
 
+YARDSTICK = "patchcore-32"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(os.environ.get("BELTLINE_DATA", "."))
     parser.add_argument("data", nargs="*", type=Path, default=labelled(shared) + scanned(shared))
     parser.add_argument("--methods", help="with commas between; by default all that fit")
-    parser.add_argument("--size", type=int, default=320, help="side of the graph's input, pixels")
+    parser.add_argument("--size", type=int, help="side of the graph's input, pixels; by default 320, of scans 256")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--maps", type=Path, default=Path("out/bench"), help="folder for the page of maps")
@@ -40,14 +41,14 @@ def main() -> int:
     scans = [folder for folder in wanted.data if (folder / "train" / "good" / "xyz").is_dir()]
     pictures = [folder for folder in wanted.data if folder not in scans]
     tables = {
-        "methods": (pictures, [*METHODS, DEFAULT_METHOD]),
-        "scan_methods": (scans, ["patchcore", *SCAN_METHODS]),
+        "methods": (pictures, 320, [YARDSTICK, *(name for name in METHODS if name != YARDSTICK), DEFAULT_METHOD]),
+        "scan_methods": (scans, 256, ["patchcore", *SCAN_METHODS]),
     }
-    for name, (folders, known) in tables.items():
+    for name, (folders, size, known) in tables.items():
         methods = wanted.methods.split(",") if wanted.methods else known
         if folders:
             work = work_path(wanted.maps / name)
-            asked = Wanted(folders, methods, wanted.size, wanted.seeds, work=work)
+            asked = Wanted(folders, methods, wanted.size or size, wanted.seeds, work=work)
             _compare(name, asked, wanted.output, wanted.maps)
     return 0
 
