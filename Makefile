@@ -19,7 +19,7 @@ demo: $(VENV)/installed ## compile a bundle from photographs and run 300 parts o
 	$(RUN)python -m compile.demo out/demo
 
 test: check ## what CI runs: static checks, then every test
-	$(RUN)python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed ## formatting, lint, types, import rules
 	$(RUN)ruff format --check .

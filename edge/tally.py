@@ -117,7 +117,7 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
         died = sum(_died_unheard(part_id, rows) for part_id in unknown)
         result.died_unheard += died
         result.without_outcome += len(unknown) - died
-        result.unproven_passed += passed and not (accepted or any(map(_died_accepted, mine)))
+        result.unproven_passed += passed and not (accepted or any(map(_open_for, mine)))
         result.accepted_thrown += accepted and part["gate"] == "thrown" and not part["belt_stopped"]
         digest = _digest(pictures[part["id"]], spec)
         result.wrong_picture += sum(row is not None and row["input_crc32"] not in (None, digest) for row in mine)
@@ -138,9 +138,14 @@ def _died_unheard(part_id: PartId, rows: list[Row]) -> bool:
     return bool(rows) and rows[-1]["epoch"] != part_id.epoch and part_id.part == last + 1
 
 
-def _died_accepted(row: Row | None) -> bool:
-    """The station asked for ACCEPT, and what the controller did died with it: where the gate passed, that was it."""
-    return row is not None and row["reason"] == "outcome_unknown" and row["verdict_decision"] == "ACCEPT"
+def _open_for(row: Row | None) -> bool:
+    """The station asked for ACCEPT; the controller died or hung with the gate in its hand, which may stand open for it.
+
+    A part that passes so was proven good; its outcome is FAULT, as the controller cannot vouch for it any more.
+    """
+    if row is None or row["reason"] not in ("outcome_unknown", "controller_stalled"):
+        return False
+    return bool(row["verdict_decision"] == "ACCEPT")
 
 
 def _digest(picture: Path, spec: Input) -> int:

@@ -111,9 +111,12 @@ def test_a_part_that_never_reached_the_gate_is_no_part(line: Line) -> None:
     assert line.count().parts == 3
 
 
+@pytest.mark.parametrize("reason", ["outcome_unknown", "controller_stalled"])
 @pytest.mark.parametrize(("asked", "broken"), [("ACCEPT", 0), ("REJECT", 1), ("FAULT", 1), (None, 1)])
-def test_a_part_whose_outcome_died_with_the_controller(line: Line, asked: str | None, broken: int) -> None:
-    line.rows[1] |= {"decision": "FAULT", "reason": "outcome_unknown", "verdict_decision": asked}
+def test_a_part_whose_gate_the_controller_died_or_hung_with(
+    line: Line, reason: str, asked: str | None, broken: int
+) -> None:
+    line.rows[1] |= {"decision": "FAULT", "reason": reason, "verdict_decision": asked}
     assert line.count().broken == ["1 parts passed without a proven ACCEPT"] * broken
     line.rows[1]["reason"] = "late"  # an outcome that the controller did report
     assert line.count().broken == ["1 parts passed without a proven ACCEPT"]
