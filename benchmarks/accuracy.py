@@ -111,7 +111,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> Result:
         )
         compiled = compile_data(settings)
         bundle, evidence = compiled.bundle, compiled.evidence
-        spec, side = bundle.manifest.input, bundle.manifest.map_height
+        spec, side = bundle.manifest.pictures, bundle.manifest.map_height
         good, kept, _ = load_pictures(evidence.data.good, spec, Path(work) / "good.bin")
         test, present, _ = load_pictures([t.path for t in evidence.data.test], spec, Path(work) / "test.bin")
         images = [evidence.data.test[i] for i in present]
@@ -155,7 +155,7 @@ def _patchcore(
 ) -> Scored:
     """Fit PatchCore on the very parts that the shipped head learned from, and score the test pictures."""
     method, side = find_method("patchcore"), compiled.bundle.manifest.map_height
-    trunk = DEFAULT.build(method.levels, compiled.bundle.manifest.input.height)
+    trunk = DEFAULT.build(method.levels, compiled.bundle.manifest.pictures.height)
     plan = plan_split(groups, settings.target_false_reject or DEFAULT_TARGET, settings.seed)
     learned = good if plan.cross_fitted else good[plan.folds[0][0]]
     maps = _maps(trunk, learned)

@@ -37,8 +37,8 @@ def run_line(bundle: Path, images: Sequence[LabelledImage], work: Path, seed: in
         RehearsalError: a member of the line did not do its part.
 
     """
-    manifest = read_bundle(bundle).manifest
-    graph: GraphName = "int8" if "int8" in manifest.graphs else "float"
+    read = read_bundle(bundle)
+    graph: GraphName = "int8" if "int8" in read.manifest.graphs else "float"
     order = np.random.default_rng(seed).permutation(len(images))
     pictures = {str(i): _as_camera(images[i].path, work / "frames" / f"{i}.bmp") for i in order}
     parts = [TruePart(id=str(i), picture=str(pictures[str(i)]), defective=images[i].defective) for i in order]
@@ -48,7 +48,7 @@ def run_line(bundle: Path, images: Sequence[LabelledImage], work: Path, seed: in
         line.wait_for_belt(len(parts) * SECONDS_PER_PART + SETTLE_S)
         line.wait_for(lambda: open_triggers(line.journal) == 0, 10, "outcomes are missing", "station")
         rows = journal_rows(line.journal)
-        counts = tally(rows, judgements(line.judgement), pictures, manifest.input, open_triggers(line.journal))
+        counts = tally(rows, judgements(line.judgement), parts, read.spec(), open_triggers(line.journal))
     totals = sorted(row["times_ms"]["total"] for row in rows if "total" in row["times_ms"])
     return LineRun(graph, counts, totals[len(totals) // 2], totals[len(totals) * 99 // 100])
 

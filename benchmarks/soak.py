@@ -59,8 +59,7 @@ def main() -> int:
         summary = line.wait_for_belt(10)
         line.wait_for(lambda: open_triggers(line.journal) == 0, 10, "outcomes are missing", "station")
         rows = journal_rows(line.journal)
-        pictures = {part.id: Path(part.picture) for part in parts}
-        counts = tally(rows, judgements(line.judgement), pictures, bundle.manifest.input, open_triggers(line.journal))
+        counts = tally(rows, judgements(line.judgement), parts, bundle.spec(), open_triggers(line.journal))
         disk_bytes = line.journal.stat().st_size
     for name, samples in memory_mb.items():
         fifth = max(1, len(samples) // 5)

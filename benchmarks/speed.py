@@ -47,11 +47,11 @@ def main() -> int:
 
 
 def _whole_call(bundle: Bundle, record: Record, budget: dict[str, float]) -> None:
-    wide = bundle.manifest.input.source.model_copy(update={"height": (1, 4096), "width": (1, 4096), "channels": 3})
+    wide = bundle.manifest.pictures.source.model_copy(update={"height": (1, 4096), "width": (1, 4096), "channels": 3})
     bundle.manifest = bundle.manifest.model_copy(
-        update={"input": bundle.manifest.input.model_copy(update={"source": wide})}
+        update={"input": bundle.manifest.pictures.model_copy(update={"source": wide})}
     )
-    side = bundle.manifest.input.height
+    side = bundle.manifest.pictures.height
     frame = np.random.default_rng(0).integers(0, 256, (SOURCE, SOURCE, 3)).astype(np.uint8)
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
     names: tuple[GraphName, ...] = ("float", "int8")

@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _front_end(bundle: Path, record: Record, budget: dict[str, float]) -> None:
-    bundle_input = read_bundle(bundle).manifest.input
+    bundle_input = read_bundle(bundle).manifest.pictures
     rng = np.random.default_rng(0)
     frames = {name: rng.integers(0, 256, (side, side, 3)).astype(np.uint8) for name, side in _SIDES.items()}
     wide = bundle_input.source.model_copy(update={"height": (1, 4096), "width": (1, 4096), "channels": 3})
@@ -76,7 +76,7 @@ def _line(folder: Path, arguments: argparse.Namespace, record: Record, budget: d
         summary = line.wait_for_belt(180)
         line.wait_for(lambda: open_triggers(line.journal) == 0, 10, "outcomes are missing", "station")
         rows = journal_rows(line.journal)
-        counts = tally(rows, judgements(line.judgement), pictures, bundle.manifest.input, open_triggers(line.journal))
+        counts = tally(rows, judgements(line.judgement), parts, bundle.spec(), open_triggers(line.journal))
     paused = max(range(1, len(rows)), key=lambda i: rows[i]["trigger_ns"] - rows[i - 1]["trigger_ns"])
     totals = sorted(row["times_ms"]["total"] for row in rows)
     p50, p99 = totals[len(totals) // 2], totals[len(totals) * 99 // 100]

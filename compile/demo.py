@@ -143,7 +143,7 @@ def run_line(folder: Path, bundle: Bundle, parts: Sequence[LinePart], console: C
             )
             messages = listener.verdicts()
         broker = line.broker_kind
-    counts = tally(rows, judgements(line.judgement), pictures, bundle.manifest.input, open_triggers(line.journal))
+    counts = tally(rows, judgements(line.judgement), line.parts, bundle.spec(), open_triggers(line.journal))
     return Run(rows, messages, summary, counts, graph, broker, cold_start_s)
 
 

@@ -1,10 +1,8 @@
 """Which files of a folder are scans, and which picture and mask belong to each.
 
 MVTec 3D-AD style: `train/good/xyz`, `test/<kind>/xyz`, with `rgb` and `gt` beside each `xyz`, by name. MVTec AD style
-or flat, with scans in place of pictures: then a picture lies beside its scan, and a mask in `ground_truth`. What is a
-scan is told by its name (`.npy`, `.ply`, `.pcd`, `NAME_depth.png`) and for TIFF by its samples: those of scans are
-floats; in a folder `xyz` everything is. The picture of `NAME.*` and of `NAME_depth.png` is `NAME.png` or `.jpg`;
-Eyecandies has `NAME_image_4.png`, lit from all sides.
+or flat, with scans in place of pictures: then a picture lies beside its scan, and a mask in `ground_truth`. What in one
+folder is a scan, and which picture is its own, `edge.scans.folder` tells the workshop and the box alike.
 """
 
 from __future__ import annotations
@@ -13,15 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compile.listing import Skipped, list_files
-from edge.front_end import FrameError
+from edge.scans.folder import PICTURES, pair, scan_name, scans_among
 from edge.scans.read import SUFFIXES
-from edge.scans.tiff import is_float
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-NAMED = frozenset({".npy", ".ply", ".pcd"})
 DESCRIPTIONS = frozenset({".yaml", ".json", ".txt"})  # of cameras and ranges
-DEPTH = "_depth"
-EYECANDIES = "_image_4"
 
 
 class Sample(NamedTuple):
@@ -80,31 +73,14 @@ def _samples(folder: Path, kind: str, masks: Path) -> tuple[list[Sample], list[S
         masks = folder / "gt"
     else:
         files, skipped = list_files(folder, {*SUFFIXES, *PICTURES}, deep=False)
-        scans = _scans_among(files)
+        scans = scans_among(files)
         pictures = sorted(set(files) - set(scans))
-    by_name = {path.stem: path for path in pictures}
+    views, left = pair(scans, pictures)
     found = []
-    for scan in scans:
-        name = scan.stem.removesuffix(DEPTH) if scan.suffix.lower() == ".png" else scan.stem
-        picture = by_name.pop(name, None) or by_name.pop(name + EYECANDIES, None)
-        ends = [masks / f"{name}{end}" for end in (".png", "_mask.png")]
+    for scan, view in zip(scans, views, strict=True):
+        ends = [masks / f"{scan_name(scan)}{end}" for end in (".png", "_mask.png")]
         mask = next((path for path in ends if path.is_file()), None) if kind != "good" else None
-        found.append(Sample(scan, picture, kind, mask))
+        found.append(Sample(scan, view.picture, kind, mask))
     if found:
-        skipped += [Skipped(path, "a picture without its scan") for path in by_name.values()]
+        skipped += [Skipped(path, "a picture without its scan") for path in left]
     return found, [item for item in skipped if item.path.suffix.lower() not in DESCRIPTIONS]
-
-
-def _scans_among(files: list[Path]) -> list[Path]:
-    """The TIFFs of one folder are all scans or all pictures: the first that can be read decides."""
-    tiffs = [path for path in files if path.suffix.lower() in (".tif", ".tiff")]
-    named = [path for path in files if path.suffix.lower() in NAMED or path.name.endswith(f"{DEPTH}.png")]
-    floats = next((known for path in tiffs if (known := _is_float(path)) is not None), False)
-    return sorted(named + (tiffs if floats else []))
-
-
-def _is_float(path: Path) -> bool | None:
-    try:
-        return is_float(path.read_bytes())
-    except (OSError, FrameError):
-        return None

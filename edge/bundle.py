@@ -11,8 +11,10 @@ file `signature`, outside the manifest, is judged by `edge.signature`.
 Schema version 1 is a bundle for one product, version 2 one for several classes, which the manifest lists by name: its
 `threshold.json` has the thresholds of each class under its name, each golden input names its class, and where the
 graphs must be told the class they have the input `class`, int64 [B], its position in the list. Where cameras of several
-formats see them, `class_sources` has the frames of each class; a station takes those of its own class alone. A bundle
-for one product stays version 1, so that older boxes read it.
+formats see them, `class_sources` has the frames of each class; a station takes those of its own class alone. Version 3
+is a bundle that looks at scans, beside pictures or without, of one class or several: `scan` is what its front end is
+told, `tensors` are the inputs of the graphs that it makes, and golden inputs have these as `.npy` files. A bundle is of
+the lowest version that can say it, so that older boxes read what they can run.
 
 Who: `compile` writes bundles with the same models; `edge` reads them.
 """
@@ -25,7 +27,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from edge.archive import pack, read_files
 from edge.errors import BundleError
 
-SCHEMAS = (1, 2)
+SCHEMAS = (1, 2, 3)
 SCORE_LIMIT = 1e9  # no method's scores come near; a threshold beyond would accept every part
 LARGEST_TOLERANCE = 0.5  # of a golden score, or of 1: a wider one proves nothing
 GraphName = Literal["float", "int8", "trt"]
@@ -115,6 +117,26 @@ class ScanInput(Strict):
     source: ScanSource
 
 
+ScanTensor = Literal["scan", "geometry", "fpfh"]  # as `edge.organised_scan.front_end.Prepared` has them
+
+
+class Tensor(Strict):
+    """An input of the graphs that is made of a scan: [B, *shape]."""
+
+    name: ScanTensor
+    dtype: Literal["float32"] = "float32"
+    shape: list[Side] = Field(min_length=1, max_length=4)
+
+
+class Spec(NamedTuple):
+    """What the graphs are given of one part: see `edge.prepare`."""
+
+    image: Input | None
+    scan: ScanInput | None
+    tensors: tuple[Tensor, ...]
+    map_size: tuple[int, int]
+
+
 class Graph(Strict):
     """One rendering of the model. The `float` graph is always there; reduced ones only when they proved themselves."""
 
@@ -124,12 +146,14 @@ class Graph(Strict):
 
 
 class Manifest(Strict):
-    schema_version: Literal[1, 2] = 1
+    schema_version: Literal[1, 2, 3] = 1
     name: str
     version: str
     method: str
     created: str  # ISO 8601, UTC
-    input: Input
+    input: Input | None = None  # of pictures
+    scan: ScanInput | None = None
+    tensors: list[Tensor] = []  # of a scan
     map_height: int = Field(ge=1, le=256)
     map_width: int = Field(ge=1, le=256)
     score: str  # for people: how the map becomes the score
@@ -143,13 +167,31 @@ class Manifest(Strict):
     @model_validator(mode="after")
     def _of_its_version(self) -> Manifest:
         several = len(self.classes) > 1
-        if several != (self.schema_version == 2):
+        if (self.scan is not None) != (self.schema_version == 3):
+            raise ValueError(f"schema version {self.schema_version} with{'' if self.scan else 'out'} a scan")
+        if several != (self.schema_version == 2) and not self.scan:
             raise ValueError(f"schema version {self.schema_version} with {len(self.classes)} class(es)")
+        if bool(self.tensors) != (self.scan is not None) or not (self.input or self.scan):
+            raise ValueError("neither a picture nor a scan with its tensors is looked at")
+        if len({tensor.name for tensor in self.tensors}) < len(self.tensors):
+            raise ValueError("a tensor is there twice")
         if self.class_input and not several:
             raise ValueError("the input `class` without several classes")
-        if self.class_sources and (not several or len(self.class_sources) != len(self.classes)):
+        if self.class_sources and not (self.input and several and len(self.class_sources) == len(self.classes)):
             raise ValueError(f"{len(self.class_sources)} source(s) for {len(self.classes)} class(es)")
         return self
+
+    @property
+    def pictures(self) -> Input:
+        """What the front end of pictures is told.
+
+        Raises:
+            BundleError: the graphs look at none.
+
+        """
+        if self.input is None:
+            raise BundleError(f"{self.name}: looks at scans alone, and a picture is asked for.")
+        return self.input
 
 
 class Threshold(Strict):
@@ -167,12 +209,18 @@ class Threshold(Strict):
 class Golden(Strict):
     """One reference input with what each graph must say of it, within tolerance."""
 
-    image: str  # PNG, uint8 RGB at the graph's input size
+    image: str = ""  # PNG, uint8 RGB at the graph's input size, where the graphs look at pictures
+    tensors: dict[ScanTensor | Literal["mask"], str] = {}  # .npy float32, where they look at scans
     scores: dict[GraphName, Finite]
     maps: dict[GraphName, str]  # .npy float32
     score_tolerance: dict[GraphName, Tolerance]  # absolute
     map_tolerance: dict[GraphName, Tolerance]  # absolute, largest pixel
     class_name: str = ""  # where there are several
+
+    @property
+    def name(self) -> str:
+        """Of its first file, for people."""
+        return next((name for name in (self.image, *self.tensors.values()) if name), "a golden input without a file")
 
     @model_validator(mode="after")
     def _telling(self) -> Golden:
@@ -241,10 +289,13 @@ class Bundle:
             )
         return classes.index(name)
 
-    def input(self, class_index: int = 0) -> Input:
-        """What the front end is told: the graph's input, made from the frames of this class."""
-        found, sources = self.manifest.input, self.manifest.class_sources
-        return found.model_copy(update={"source": sources[class_index]}) if sources else found
+    def spec(self, class_index: int = 0) -> Spec:
+        """What the front end is told: the graphs' inputs, made from the frames of this class."""
+        manifest = self.manifest
+        image, sources = manifest.input, manifest.class_sources
+        if image and sources:
+            image = image.model_copy(update={"source": sources[class_index]})
+        return Spec(image, manifest.scan, tuple(manifest.tensors), (manifest.map_height, manifest.map_width))
 
     def _check_golden(self) -> None:
         classes = self.manifest.classes if len(self.manifest.classes) > 1 else [""]
@@ -253,8 +304,14 @@ class Bundle:
                 f"{self.path}: golden/golden.json is for the classes {_list(named)}, the bundle for {_list(classes)}. "
                 "Compile the bundle again."
             )
+        wanted = {tensor.name for tensor in self.manifest.tensors} | ({"mask"} if self.manifest.scan else set())
         for sample in self.golden.samples:
-            for name in (sample.image, *sample.maps.values()):
+            if bool(sample.image) != bool(self.manifest.input) or set(sample.tensors) != wanted:
+                raise BundleError(
+                    f"{self.path}: golden/golden.json: {sample.name} has not the inputs that the graphs take. Compile "
+                    "the bundle again."
+                )
+            for name in filter(None, (sample.image, *sample.tensors.values(), *sample.maps.values())):
                 if name not in self._files:
                     raise BundleError(
                         f"{self.path}: golden/golden.json names {name}, which is not in the bundle. Compile it again."
@@ -262,7 +319,7 @@ class Bundle:
             for graph in self.manifest.graphs:
                 if any(graph not in said for said in _said(sample)):
                     raise BundleError(
-                        f"{self.path}: golden/golden.json does not say what graph '{graph}' answers to {sample.image}. "
+                        f"{self.path}: golden/golden.json does not say what graph '{graph}' answers to {sample.name}. "
                         "Compile the bundle again."
                     )
 
@@ -274,9 +331,9 @@ class Bundle:
         files = {name: data for name, data in self._files.items() if name != "signature"}
         return pack(files if signature is None else files | {"signature": signature})
 
-    def array(self, name: str) -> NDArray[np.float32]:
-        """A golden map, float32 [h, w]: an `.npy` file of format 1.0 with the one header that is right."""
-        shape = (self.manifest.map_height, self.manifest.map_width)
+    def array(self, name: str, shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
+        """A golden map, or another array, float32: an `.npy` file of format 1.0 with the one header that is right."""
+        shape = shape or (self.manifest.map_height, self.manifest.map_width)
         data = self._files[name]
         start = 10 + int.from_bytes(data[8:10], "little")
         header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
@@ -324,7 +381,7 @@ def read_bundle(path: Path) -> Bundle:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if type(version) is not int or version not in SCHEMAS:
         raise BundleError(
-            f"{path}: bundle schema version {version!r}, this beltline reads {' and '.join(map(str, SCHEMAS))}. "
+            f"{path}: bundle schema version {version!r}, this beltline reads {', '.join(map(str, SCHEMAS))}. "
             "Install the matching beltline or compile the bundle again."
         )
     listed = _parse(path, files, "manifest.json", Manifest).files

@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edge.bundle import Bundle, Input, Threshold
+from edge.bundle import Bundle, Spec, Threshold
 from edge.control import occupied
 from edge.errors import BeltlineError
-from edge.front_end import FrameError, rgb
+from edge.front_end import FrameError
 from edge.journal_file import unusable
 from edge.load import bundle_path, make_scorer, open_bundle
 from edge.lock import is_held
+from edge.prepare import prepare
 from edge.reject import describe, too_slow
 from edge.scorer import Scorer, measure_ms, slow_step_ms
 from edge.settings import CameraSource, FolderSource, Settings, VideoSource
 from edge.sources import CaptureError, open_source
 from edge.sources.camera import device_problem
+from edge.view import wanted
 from firmware_bridge.mqtt.settings import MqttSettings
 from firmware_bridge.parts import PartId, Trigger
 
@@ -35,15 +37,15 @@ class Finding(NamedTuple):
 def check_station(settings: Settings) -> list[Finding]:
     """Everything that the station needs, in the order in which it would be started."""
     findings = [Finding("station", "/".join((settings.station.site, settings.station.line, settings.station.name)))]
-    spec: Input | None = None
+    spec: Spec | None = None
     try:
         bundle, signature = open_bundle(settings, bundle_path(settings))
         findings += _bundle(bundle, signature)
         class_index = bundle.class_index(settings.bundle.class_name)
         if len(bundle.manifest.classes) > 1:
             findings.append(Finding("class", f"{settings.bundle.class_name}, of {', '.join(bundle.manifest.classes)}"))
-        spec = bundle.input(class_index)
-        findings.append(_frames(spec))
+        spec = bundle.spec(class_index)
+        findings += _frames(spec)
         scorer = make_scorer(bundle, settings)
         findings += _scorer(scorer, settings)
     except BeltlineError as error:
@@ -71,13 +73,21 @@ def _bundle(bundle: Bundle, signature: str) -> Iterator[Finding]:
     yield Finding("signature", signature)
 
 
-def _frames(spec: Input) -> Finding:
-    source = spec.source
-    return Finding(
-        "frames",
-        f"{_span(source.width)} x {_span(source.height)} pixels, {source.channels} channel(s), white {source.white}; "
-        f"scored at {spec.width} x {spec.height}",
-    )
+def _frames(spec: Spec) -> Iterator[Finding]:
+    if image := spec.image:
+        pixels = f"{_span(image.source.width)} x {_span(image.source.height)} pixels"
+        yield Finding(
+            "frames",
+            f"{pixels}, {image.source.channels} channel(s), white {image.source.white}; scored at "
+            f"{image.width} x {image.height}",
+        )
+    if scan := spec.scan:
+        nearest, farthest = scan.source.distance_mm
+        yield Finding(
+            "scans",
+            f"{_span(scan.source.width)} x {_span(scan.source.height)} points, {nearest:.4g} to {farthest:.4g} mm "
+            f"away, in {scan.source.unit}, background {scan.background}; scored at {scan.width} x {scan.height}",
+        )
 
 
 def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
@@ -106,7 +116,7 @@ def promise(threshold: Threshold) -> str:
     )
 
 
-def _source(settings: Settings, spec: Input | None) -> Iterator[Finding]:
+def _source(settings: Settings, spec: Spec | None) -> Iterator[Finding]:
     source = settings.source
     if isinstance(source, CameraSource):
         problem = device_problem(source.device)
@@ -120,24 +130,25 @@ def _source(settings: Settings, spec: Input | None) -> Iterator[Finding]:
         yield Finding("source", f"belt {source.socket}" + ("" if there else ": not there: start the simulator"), there)
 
 
-def _first_picture(settings: FolderSource | VideoSource, spec: Input | None, *, bench: bool) -> Finding:
+def _first_picture(settings: FolderSource | VideoSource, spec: Spec | None, *, bench: bool) -> Finding:
     try:
-        source = open_source(settings, bench=bench)
+        source = open_source(settings, bench=bench, wanted=wanted(spec))
         try:
             frame = source.frame(Trigger(PartId(0, 1), 0, 0, 0, 0), 0)
         finally:
             source.close()
         assert frame is not None
         if spec:
-            rgb(frame.image, spec)
+            prepare(frame.image, frame.scan, spec)
         if source.problem:
             return Finding("source", source.problem, ok=False)
     except BeltlineError as error:
         return Finding("source", str(error), ok=False)
     except (CaptureError, FrameError) as error:
         return Finding("source", f"{settings.kind} {settings.path}: the first picture: {error}", ok=False)
-    height, width = frame.image.shape[:2]
-    return Finding("source", f"{settings.kind} {settings.path}: the first picture is {width} x {height}")
+    seen = {"picture": frame.image, "scan": frame.scan}
+    words = " and ".join(f"{what} is {a.shape[1]} x {a.shape[0]}" for what, a in seen.items() if a is not None)
+    return Finding("source", f"{settings.kind} {settings.path}: the first {words}")
 
 
 def _mqtt(settings: MqttSettings | None) -> Finding:

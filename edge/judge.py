@@ -45,7 +45,7 @@ class Judge:
             times_ms["frame"] = (time.monotonic_ns() - start_ns) / 1e6
             if frame.part_id != trigger.part_id:
                 raise CaptureError(Reason.AMBIGUOUS_FRAME, f"the source gave the picture of {frame.part_id}")
-            score = self.scorer.score(frame.image)
+            score = self.scorer.score(frame.image, frame.scan)
         except CaptureError as error:
             return self._fault(trigger, error.reason, times_ms, error, frame)
         except FrameError as error:

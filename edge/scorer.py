@@ -1,4 +1,4 @@
-"""One graph of a bundle on ONNX Runtime: a frame in, a score and its map out.
+"""One graph of a bundle on ONNX Runtime: a part's picture, scan, or both in, a score and its map out.
 
 The graph's buffers are bound once and reused; the self-test scores the bundle's golden inputs and compares them with
 what the bundle says this graph answered when it was proven. A box that cannot repeat that answer must not inspect.
@@ -10,21 +10,23 @@ import logging
 import math
 import statistics
 import time
-import zlib
 from collections.abc import Iterable
-from typing import Literal, NoReturn
+from dataclasses import replace
+from typing import Any, Literal, NoReturn
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from edge.bundle import Bundle, Golden, GraphName
+from edge.bundle import Bundle, Golden, GraphName, Input
 from edge.errors import BeltlineError
 from edge.frame import Score
-from edge.front_end import FrameError, rgb
+from edge.front_end import FrameError
+from edge.organised_scan.example import example_scan
 from edge.picture import Picture, decode
+from edge.prepare import Tensors, digest, prepare, tensor_shape
+from edge.worst import find_worst
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +68,11 @@ class Scorer:
         """
         self.bundle, self.graph, self.class_index = bundle, graph, class_index
         self.threshold = bundle.thresholds[class_index][graph].value
-        self.input = bundle.input(class_index)
+        self.spec = bundle.spec(class_index)
         self._hash = bundle.graph_sha256(graph)
-        manifest = bundle.manifest
-        self._image = np.zeros((1, manifest.input.height, manifest.input.width, 3), np.uint8)
-        self._mask = np.ones((1, manifest.map_height, manifest.map_width), np.float32)
-        self._class = np.zeros(1, np.int64)
+        self._inputs = self._buffers()
         self._score = np.zeros(1, np.float32)
-        self._map = np.zeros_like(self._mask)
+        self._map = np.zeros((1, *self.spec.map_size), np.float32)
         self._session = self._load(threads)
         self._binding = self._bind()
         self._golden = [
@@ -85,39 +84,39 @@ class Scorer:
             raise ScorerError(f"{bundle.path}: no golden sample for graph '{graph}'. Compile the bundle again.")
         self._next_golden = 0
         for _ in range(WARM_UP_RUNS):
-            self.score_tensor(self._golden[0][1])
+            self.score_tensors(self._golden[0][1])
         for _ in self._golden:
             self.self_test()
 
-    def score(self, frame: Picture) -> Score:
-        """Score a camera frame.
+    def score(self, image: Picture | None, scan: NDArray[np.float32] | None = None) -> Score:
+        """Score what was seen of a part.
 
         Args:
-            frame: HxWx3 RGB or HxW grey, uint8 or uint16, as the `source` of the bundle, or of this class, describes.
+            image: HxWx3 RGB or HxW grey, uint8 or uint16, as the `source` of the bundle, or of this class, describes.
+            scan: float32 [H, W, 3], mm, NaN where there is no return.
 
         Raises:
-            FrameError: the frame is not one that this bundle can judge.
+            FrameError: it is not what this bundle can judge.
             BadScoreError: the answer is not finite.
             ScorerError: the graph failed.
 
         """
         start_ns = time.perf_counter_ns()
-        try:
-            tensor = rgb(frame, self.input)
-        except cv2.error as error:
-            raise FrameError(f"the front end failed: {error.err}") from error
+        ready = prepare(image, scan, self.spec)
         front_end_ms = (time.perf_counter_ns() - start_ns) / 1e6
-        score = self.score_tensor(tensor)
+        score = self.score_tensors(ready.tensors)
         score.times_ms["front_end"] = front_end_ms
-        return score
+        return replace(score, worst=find_worst(score.map, ready.scan)) if ready.scan else score
 
-    def score_tensor(self, tensor: NDArray[np.uint8]) -> Score:
-        """Score what the front end made: uint8 [H, W, 3] RGB."""
-        return self._run(tensor, self.class_index)
+    def score_tensors(self, tensors: Tensors) -> Score:
+        """Score what `edge.prepare` made; the whole map counts where it has no `mask`."""
+        return self._run(tensors, self.class_index)
 
-    def _run(self, tensor: NDArray[np.uint8], class_index: int) -> Score:
+    def _run(self, tensors: Tensors, class_index: int) -> Score:
         start_ns = time.perf_counter_ns()
-        self._image[0], self._class[0] = tensor, class_index
+        given: dict[str, Any] = {"mask": 1.0, "class": class_index, **tensors}
+        for name, buffer in self._inputs.items():
+            buffer[0] = given[name]
         self._score.fill(np.nan)  # an answer that never came is no answer
         try:
             self._session.run_with_iobinding(self._binding)
@@ -127,7 +126,7 @@ class Scorer:
         if not math.isfinite(value) or not np.isfinite(self._map).all():
             raise BadScoreError(f"graph '{self.graph}' gave a score or map that is not finite (score {value})")
         times_ms = {"graph": (time.perf_counter_ns() - start_ns) / 1e6}
-        return Score(value, self._map[0].copy(), self._hash, zlib.crc32(self._image.data), times_ms)
+        return Score(value, self._map[0].copy(), self._hash, digest(tensors, self.spec), times_ms)
 
     def self_test(self) -> None:
         """Score the next golden sample, which also keeps the processor's caches warm.
@@ -136,17 +135,15 @@ class Scorer:
             ScorerError: the answer lies outside the bundle's tolerance.
 
         """
-        sample, tensor, class_index, expected_map = self._golden[self._next_golden]
+        sample, tensors, class_index, expected_map = self._golden[self._next_golden]
         self._next_golden = (self._next_golden + 1) % len(self._golden)
-        score = self._run(tensor, class_index)
+        score = self._run(tensors, class_index)
         expected, allowed = sample.scores[self.graph], sample.score_tolerance[self.graph]
         if abs(score.value - expected) > allowed:
-            self._refuse(
-                f"scores {sample.image} {score.value:.6g}, the bundle says {expected:.6g} within {allowed:.2g}"
-            )
+            self._refuse(f"scores {sample.name} {score.value:.6g}, the bundle says {expected:.6g} within {allowed:.2g}")
         difference, allowed = float(np.abs(score.map - expected_map).max()), sample.map_tolerance[self.graph]
         if difference > allowed:
-            self._refuse(f"draws a map of {sample.image} that differs by {difference:.3g}, allowed {allowed:.2g}")
+            self._refuse(f"draws a map of {sample.name} that differs by {difference:.3g}, allowed {allowed:.2g}")
 
     def doubt(self, threshold: float) -> str | None:
         """Why somebody's own threshold looks like a slip of the pen: it turns over every golden verdict of a kind."""
@@ -177,13 +174,25 @@ class Scorer:
             raise ScorerError(f"{self.bundle.path}: {file} cannot be loaded by ONNX Runtime: {error}") from error
         if session.get_providers() != [PROVIDER]:
             raise ScorerError(f"{file} would run on {session.get_providers()}, expected {PROVIDER} alone")
-        self._check("input", session.get_inputs(), self._inputs())
+        self._check("input", session.get_inputs(), self._inputs)
         self._check("output", session.get_outputs(), {"score": self._score, "map": self._map})
         return session
 
-    def _inputs(self) -> dict[str, NDArray[np.generic]]:
-        inputs: dict[str, NDArray[np.generic]] = {"image": self._image, "mask": self._mask}
-        return inputs | {"class": self._class} if self.bundle.manifest.class_input else inputs
+    def _buffers(self) -> dict[str, NDArray[Any]]:
+        """One array for each input of the graph, with a batch of one."""
+        image, scan, tensors, map_size = self.spec
+        found: dict[str, NDArray[Any]] = {"mask": np.ones((1, *map_size), np.float32)}
+        if image:
+            found["image"] = np.zeros((1, image.height, image.width, 3), np.uint8)
+        for tensor in tensors:
+            assert scan is not None  # by the manifest
+            if tuple(tensor.shape) != (made := tensor_shape(tensor.name, scan)):
+                raise ScorerError(
+                    f"{self.bundle.path}: tensor '{tensor.name}' is declared as {tensor.shape}, the front end makes "
+                    f"{list(made)}. Compile the bundle again."
+                )
+            found[tensor.name] = np.zeros((1, *made), np.float32)
+        return found | {"class": np.zeros(1, np.int64)} if self.bundle.manifest.class_input else found
 
     def _check(self, what: str, tensors: list[ort.NodeArg], expected: dict[str, NDArray[np.generic]]) -> None:
         if (found := sorted(t.name for t in tensors)) != sorted(expected):
@@ -204,7 +213,7 @@ class Scorer:
 
     def _bind(self) -> ort.IOBinding:
         binding = self._session.io_binding()
-        for name, given in self._inputs().items():
+        for name, given in self._inputs.items():
             binding.bind_cpu_input(name, given)
         for name, array in (("score", self._score), ("map", self._map)):
             binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
@@ -213,14 +222,20 @@ class Scorer:
     def _golden_class(self, sample: Golden) -> int:
         return self.bundle.class_index(sample.class_name or None)
 
-    def _golden_input(self, sample: Golden) -> NDArray[np.uint8]:
-        try:
-            picture = decode(self.bundle.read(sample.image))
-        except (FrameError, KeyError) as error:
-            raise ScorerError(f"{self.bundle.path}: golden input {sample.image}: {error}") from error
-        if picture.shape != self._image.shape[1:] or picture.dtype != np.uint8:
-            raise ScorerError(f"{self.bundle.path}: golden input {sample.image} has shape {picture.shape}")
-        return picture  # type: ignore[return-value]
+    def _golden_input(self, sample: Golden) -> dict[str, NDArray[Any]]:
+        shapes = {name: buffer.shape[1:] for name, buffer in self._inputs.items()}
+        found: dict[str, NDArray[Any]] = {
+            name: self.bundle.array(file, shapes[name]) for name, file in sample.tensors.items()
+        }
+        if sample.image:
+            try:
+                picture = decode(self.bundle.read(sample.image))
+            except (FrameError, KeyError) as error:
+                raise ScorerError(f"{self.bundle.path}: golden input {sample.image}: {error}") from error
+            if picture.shape != shapes["image"] or picture.dtype != np.uint8:
+                raise ScorerError(f"{self.bundle.path}: golden input {sample.image} has shape {picture.shape}")
+            found["image"] = picture
+        return found
 
 
 def choose_scorer(
@@ -277,12 +292,18 @@ def slow_step_ms(scorer: Scorer) -> float:
 
     About the p95: one or two hiccups of a box that has just started are no property of the recipe.
     """
-    source = scorer.input.source
-    frame = np.zeros((source.height[1], source.width[1], 3), np.uint8 if source.white == 255 else np.uint16)
-    frame[: source.height[1] // 2] = source.white  # a blank frame is refused
+    image, scan = scorer.spec.image, scorer.spec.scan
+    given = _example_picture(image) if image else None, example_scan(scan) if scan else None
     times_ms = []
     for _ in range(STEP_RUNS):
         start_ns = time.perf_counter_ns()
-        scorer.score(frame if source.channels == 3 else frame[:, :, 0])
+        scorer.score(*given)
         times_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
     return sorted(times_ms)[-3]
+
+
+def _example_picture(spec: Input) -> Picture:
+    source = spec.source
+    frame = np.zeros((source.height[1], source.width[1], 3), np.uint8 if source.white == 255 else np.uint16)
+    frame[: source.height[1] // 2] = source.white  # a blank frame is refused
+    return frame if source.channels == 3 else frame[:, :, 0]

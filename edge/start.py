@@ -25,6 +25,7 @@ from edge.sources.replay import Replay
 from edge.sources.video import Video
 from edge.station import Station
 from edge.trial import Trial, begin
+from edge.view import wanted
 from edge.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def started(
         if own is not None and (doubt := scorer.doubt(own)):
             log.warning("[bundle] threshold = %g in place of the bundle's %g: %s", own, scorer.threshold, doubt)
         judge = Judge(scorer, settings.bundle.recipe, own)
-        source = open_source(settings.source, bench=bench)
+        source = open_source(settings.source, bench=bench, wanted=wanted(scorer.spec))
         stack.callback(source.close)
         journal = Journal(journal_file, dry_run=dry_run or bench, keep=settings.paths.journal_parts)
         path = _bench(source) if bench else make_path(settings.reject, journal, inhibit=dry_run)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge.bundle import Input
-from edge.front_end import rgb
-from edge.picture import decode
+from edge.bundle import Spec
+from edge.prepare import digest, prepare
+from edge.view import View, named, read_view, wanted
+from firmware_bridge.belt.config import TruePart
 from firmware_bridge.parts import PartId
 
 Row = dict[str, Any]
@@ -89,17 +89,18 @@ class Tally:
         return [f"{count} {what}" for what, count in broken.items() if count]
 
 
-def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec: Input, open_count: int) -> Tally:
+def tally(rows: list[Row], judged: list[Row], parts: Sequence[TruePart], spec: Spec, open_count: int) -> Tally:
     """Count.
 
     Args:
         rows: of the journal.
         judged: by the belt.
-        pictures: true id of each part to its picture.
-        spec: the bundle's input, to repeat what the front end did.
+        parts: that lay on the belt.
+        spec: the bundle's inputs, to repeat what the front end did.
         open_count: triggers of the journal that have no outcome.
 
     """
+    views = {part.id: named(part.picture, part.scan) for part in parts}
     by_id = {PartId(row["epoch"], row["part"]): row for row in rows}
     result = Tally(without_outcome=open_count)
     result.outcomes = dict(Counter(f"{row['decision']} {row['reason']}" for row in rows))
@@ -119,8 +120,8 @@ def tally(rows: list[Row], judged: list[Row], pictures: Mapping[str, Path], spec
         result.without_outcome += len(unknown) - died
         result.unproven_passed += passed and not (accepted or any(map(_open_for, mine)))
         result.accepted_thrown += accepted and part["gate"] == "thrown" and not part["belt_stopped"]
-        digest = _digest(pictures[part["id"]], spec)
-        result.wrong_picture += sum(row is not None and row["input_crc32"] not in (None, digest) for row in mine)
+        true = _digest(views[part["id"]], spec)
+        result.wrong_picture += sum(row is not None and row["input_crc32"] not in (None, true) for row in mine)
         if part["defective"]:
             result.defective += 1
             if passed:
@@ -148,5 +149,5 @@ def _open_for(row: Row | None) -> bool:
     return bool(row["verdict_decision"] == "ACCEPT")
 
 
-def _digest(picture: Path, spec: Input) -> int:
-    return zlib.crc32(rgb(decode(picture.read_bytes()), spec).tobytes())
+def _digest(view: View, spec: Spec) -> int:
+    return digest(prepare(*read_view(view, wanted(spec)), spec).tensors, spec)

@@ -1,10 +1,11 @@
 """The belt simulator's camera: a Unix socket that sends one packet per exposure, and names the part in it.
 
 Wire: SOCK_SEQPACKET; each packet is one JSON object {"epoch", "part", "captured_ns", "picture"}, `captured_ns` on
-CLOCK_MONOTONIC, `picture` the path of an image file. The simulator plays the camera and the photo-eye, so the part id
-is certain and nothing is paired by time. Pictures are decoded as they come, on the grab thread, as a camera's driver
-would deliver them. A packet that is no such object is counted and ignored; a connection that ends is made again every
-half second, and parts without a picture are NO_FRAME.
+CLOCK_MONOTONIC, `picture` the path of an image file; and where there is a scan, "scan" its path, and `picture` may be
+empty. The simulator plays the camera and the photo-eye, so the part id is certain and nothing is paired by time.
+Files are decoded as they come, on the grab thread, as a camera's driver would deliver them. A packet that is no such
+object is counted and ignored; a connection that ends is made again every half second, and parts without a picture are
+NO_FRAME.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import socket
 import threading
 import time
 from collections import Counter, OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 from edge.frame import Frame
 from edge.front_end import FrameError
-from edge.picture import decode
 from edge.settings import BeltSource
 from edge.sources.source import CaptureError
 from edge.sources.trouble import Trouble
+from edge.view import View, Wanted, named, read_view
 from firmware_bridge.parts import PartId, Reason, Trigger
 
 log = logging.getLogger(__name__)
@@ -36,14 +36,14 @@ LONGEST_PACKET = 65536
 class Exposure(NamedTuple):
     part_id: PartId
     captured_ns: int
-    picture: Path
+    view: View
 
 
 class Belt:
     """See the module."""
 
-    def __init__(self, settings: BeltSource) -> None:
-        self._settings = settings
+    def __init__(self, settings: BeltSource, wanted: Wanted) -> None:
+        self._settings, self._wanted = settings, wanted
         self._arrived = threading.Condition()
         self._pictures: OrderedDict[PartId, Frame | CaptureError] = OrderedDict()
         self._counters: Counter[str] = Counter()
@@ -127,12 +127,12 @@ class Belt:
 
     def _read(self, exposure: Exposure) -> Frame | CaptureError:
         try:
-            image = decode(exposure.picture.read_bytes())
+            image, scan = read_view(exposure.view, self._wanted)
         except (OSError, FrameError) as error:
             self._count("unreadable")
-            return CaptureError(Reason.BAD_FRAME, f"{exposure.picture}: {error}", exposure.picture.name)
+            return CaptureError(Reason.BAD_FRAME, f"{exposure.view.file}: {error}", exposure.view.file.name)
         self._count("frames")
-        return Frame(exposure.part_id, exposure.captured_ns, image, exposure.picture.name)
+        return Frame(exposure.part_id, exposure.captured_ns, image, exposure.view.file.name, scan)
 
 
 def parse(packet: bytes) -> Exposure | None:
@@ -140,8 +140,11 @@ def parse(packet: bytes) -> Exposure | None:
     try:
         raw = json.loads(packet)
         epoch, part, captured_ns, picture = raw["epoch"], raw["part"], raw["captured_ns"], raw["picture"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        scan = raw.get("scan", "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not all(type(number) is int for number in (epoch, part, captured_ns)) or not isinstance(picture, str):
+    if not all(type(number) is int for number in (epoch, part, captured_ns)) or not all(
+        isinstance(path, str) and "\0" not in path for path in (picture, scan)
+    ):
         return None
-    return Exposure(PartId(epoch, part), captured_ns, Path(picture)) if "\0" not in picture else None
+    return Exposure(PartId(epoch, part), captured_ns, named(picture, scan)) if picture or scan else None

@@ -1,7 +1,8 @@
 """The simulated camera: one JSON packet per strobe on a Unix SOCK_SEQPACKET socket.
 
 `{"epoch": u32, "part": u32, "captured_ns": monotonic ns, "picture": path}` for the part that truly lies under the
-camera. Pixels stay in files; truth never crosses. A picture that no client is there to take is lost, as with a camera.
+camera; with "scan": path where a scanner saw it. Pixels stay in files; truth never crosses. A picture that no client is
+there to take is lost, as with a camera.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ class Camera:
         self._server = listen(path)
         self._clients: list[socket.socket] = []
 
-    def expose(self, epoch: int, part: int, captured_ns: int, picture: str) -> bool:
+    def expose(self, epoch: int, part: int, captured_ns: int, picture: str, scan: str = "") -> bool:
         """Send one picture; False when nobody took it."""
         self._accept()
         record = {"epoch": epoch, "part": part, "captured_ns": captured_ns, "picture": picture}
+        if scan:
+            record["scan"] = scan
         packet = json.dumps(record).encode()
         taken = [self._send(client, packet) for client in list(self._clients)]
         return any(taken)

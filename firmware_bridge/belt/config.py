@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class EyeBounce(BaseModel):
@@ -31,14 +31,21 @@ class EncoderDropout(BaseModel):
 
 
 class TruePart(BaseModel):
-    """One line of the parts file. Only `picture` ever leaves the simulator."""
+    """One line of the parts file. Only `picture` and `scan` ever leave the simulator, empty for none."""
 
     model_config = ConfigDict(extra="forbid")
 
-    picture: str
+    picture: str = ""
+    scan: str = ""
     defective: bool
     id: str
     gap_mm: float = Field(0.0, title="Empty belt ahead of it, beyond the pitch", ge=0)
+
+    @model_validator(mode="after")
+    def _seen(self) -> TruePart:
+        if not (self.picture or self.scan):
+            raise ValueError("neither a picture nor a scan shows it")
+        return self
 
 
 class BeltConfig(BaseModel):
@@ -46,7 +53,9 @@ class BeltConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    parts: Path = Field(title="Parts", description="JSON lines: picture, defective, id; in the order of the belt")
+    parts: Path = Field(
+        title="Parts", description="JSON lines: picture or scan, defective, id; in the order of the belt"
+    )
     output: Path = Field(title="Output folder", description="judgement.jsonl and summary.json are written here")
     pins_socket: Path = Field(title="Pins", description="Unix socket for the controller; at most 107 bytes")
     camera_socket: Path = Field(title="Camera", description="Unix socket for the station's camera source")

@@ -122,8 +122,9 @@ class Simulator:
         part = self._track.under_camera(self._motion.travel_at(strobe.at_us))
         self._judge.strobed(part, strobe.epoch, strobe.part)
         if part is not None:
-            picture = self._parts[part].picture
-            self._untaken += not self._camera.expose(strobe.epoch, strobe.part, round(strobe.at_us * 1000), picture)
+            seen = self._parts[part]
+            captured_ns = round(strobe.at_us * 1000)
+            self._untaken += not self._camera.expose(strobe.epoch, strobe.part, captured_ns, seen.picture, seen.scan)
 
     def _note_permit(self, permit: bool, now_us: int) -> None:
         if permit == self._running:

@@ -105,7 +105,10 @@ def test_each_class_is_scored_by_its_own_normality(
     for own, other, pictures in ((0, 1, photographs[36:40]), (1, 0, negatives[36:40])):
         for picture in pictures:
             frame = rgb(picture, scorers[own].input)
-            assert scorers[own].score_tensor(frame).value < scorers[other].score_tensor(frame).value
+            assert (
+                scorers[own].score_tensors({"image": frame}).value
+                < scorers[other].score_tensors({"image": frame}).value
+            )
 
 
 @pytest.mark.slow
@@ -120,7 +123,7 @@ def test_each_class_takes_the_frames_of_its_own_camera(
     coloured = np.repeat(grey[..., None], 3, axis=2)
     assert (
         negative.score(grey).value
-        == negative.score_tensor(cv2.resize(coloured, (128, 128), interpolation=cv2.INTER_AREA)).value
+        == negative.score_tensors({"image": cv2.resize(coloured, (128, 128), interpolation=cv2.INTER_AREA)}).value
     )
     with pytest.raises(FrameError, match=r"3 channel\(s\), the bundle was made from 1"):
         negative.score(coloured)

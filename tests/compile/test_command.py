@@ -89,7 +89,7 @@ def test_a_golden_set_tells_another_channel_order(compiled: Compiled) -> None:
     golden = compiled.bundle.golden.samples[0]
     raw = np.frombuffer(compiled.bundle.read(golden.image), np.uint8)
     swapped = cv2.imdecode(raw, cv2.IMREAD_COLOR)  # BGR where RGB is right
-    found = Scorer(compiled.bundle, "float").score_tensor(swapped)
+    found = Scorer(compiled.bundle, "float").score_tensors({"image": swapped})
     assert abs(found.value - golden.scores["float"]) > golden.score_tolerance["float"]
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import cv2
 import pytest
 
-from edge.bundle import Input, Source
+from edge.bundle import Input, Source, Spec
 from edge.tally import Tally, tally
+from firmware_bridge.belt.config import TruePart
 
-SPEC = Input(height=64, width=64, source=Source(height=(32, 256), width=(32, 256), channels=3))
+IMAGE = Input(height=64, width=64, source=Source(height=(32, 256), width=(32, 256), channels=3))
+SPEC = Spec(IMAGE, None, (), (16, 16))
 ACCEPT = ("ACCEPT", "score_below_threshold")
 REJECT = ("REJECT", "score_above_threshold")
 
@@ -43,7 +45,8 @@ class Line:
             self.judged.append({"id": str(number), "strobes": [[7, number]], "defective": defective} | gate)
 
     def count(self, open_count: int = 0) -> Tally:
-        return tally(self.rows, self.judged, self.pictures, SPEC, open_count)
+        parts = [TruePart(id=id_, picture=str(path), defective=False) for id_, path in self.pictures.items()]
+        return tally(self.rows, self.judged, parts, SPEC, open_count)
 
 
 @pytest.fixture

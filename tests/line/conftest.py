@@ -43,9 +43,8 @@ class Line:
         line.wait_for(lambda: open_triggers(line.journal) == 0, 15, "outcomes are missing", "station")
         wanted = {f"{row['epoch']:08x}-{row['part']}" for row in self.rows()}
         line.wait_for(lambda: wanted <= set(self.heard()), 30, "messages are missing", "publisher")
-        pictures = {part.id: Path(part.picture) for part in line.parts}
-        spec = read_bundle(line.bundle).manifest.input
-        counts = tally(self.rows(), judgements(line.judgement), pictures, spec, open_triggers(line.journal))
+        spec = read_bundle(line.bundle).spec()
+        counts = tally(self.rows(), judgements(line.judgement), line.parts, spec, open_triggers(line.journal))
         return counts, summary
 
     def heard(self) -> list[str]:
