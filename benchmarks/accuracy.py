@@ -42,7 +42,7 @@ from compile.methods.patchcore import BANK, NEIGHBOURS, POOL
 from compile.methods.registry import DEFAULT_METHOD, Samples, find_method
 from compile.metrics import Difference, paired_difference, paired_pixel_difference
 from compile.onnx_session import open_session
-from compile.parity import Scored, score_all
+from compile.parity import Scored, of_pictures, score_all
 from compile.pipeline import Compiled, compile_data
 from compile.split_plan import plan_split
 
@@ -120,7 +120,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> Result:
         scored: dict[str, Scored] = {}
         for name, graph in bundle.manifest.graphs.items():
             session = open_session(bundle.read(graph.file), exact=name == "trt")
-            scored[name] = score_all(session, test, side)
+            scored[name] = score_all(session, of_pictures(test, side))
         scored["patchcore"] = _patchcore(compiled, good, evidence.data.groups[kept], test, settings)
         line = run_line(settings.output, images, Path(work), arguments.seed)
     thresholds: dict[str, ThresholdResult] = {name: evidence.thresholds[name] for name in bundle.manifest.graphs}

@@ -1,6 +1,7 @@
 """The graph that a bundle carries: trunk and head under one contract, ready for export.
 
-`image` uint8 [B, H, W, 3] RGB and `mask` float32 [B, h, w] in, and `class` int64 [B] for a model that must be told it;
+`image` uint8 [B, H, W, 3] RGB and `mask` float32 [B, h, w] in, maps of a scan float32 [B, C, h_i, w_i] beside the image
+or in its place, and `class` int64 [B] for a model that must be told it;
 `score` float32 [B] and `map` float32 [B, h, w] out.
 Normalisation, smoothing and the score's top-k are inside, the threshold never is. Trunk and head are modules of their
 own, so that each exports alone: the trunk may be quantised, the scan of the head stays in float.
@@ -89,17 +90,20 @@ class AnomalyHead(nn.Module):
 class AnomalyGraph(nn.Module):
     """image uint8 [B, H, W, 3], mask float32 [B, h, w] -> score float32 [B], map float32 [B, h, w].
 
-    A model that takes the class is given it as a third input, int64 [B].
+    Maps of scans stand before the mask, and before all where there is no trunk and so no image. A model that takes the
+    class is given it as the last input, int64 [B].
     """
 
-    def __init__(self, trunk: nn.Module, head: AnomalyHead) -> None:
+    def __init__(self, trunk: nn.Module | None, head: AnomalyHead) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
         self.eval()
 
-    def forward(self, image: Tensor, mask: Tensor, *classes: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self.head(*self.trunk(image), mask, *classes))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if self.trunk is not None:
+            inputs = (*self.trunk(inputs[0]), *inputs[1:])
+        return cast(tuple[Tensor, Tensor], self.head(*inputs))
 
 
 def interpolation(cells: int, pixels: int, centre: float = 0.0) -> Tensor:

@@ -96,7 +96,8 @@ def write_bundle(
     """
     listed = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     whole = manifest.model_copy(update={"files": listed})
-    unused = {name for name in ("class_input", "class_sources") if not getattr(whole, name)}  # older boxes refuse them
+    optional = ("class_input", "class_sources", "input", "scan", "tensors")
+    unused = {name for name in optional if not getattr(whole, name)}  # older boxes refuse them
     head = to_json(whole.model_dump(mode="json", exclude=unused))
     everything = {
         "manifest.json": head,

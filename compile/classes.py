@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from compile.data import DataError, DataSet, folder_name, read_data
-from edge.bundle import Source
+from edge.bundle import ScanSource, Source
 from edge.scans.unit import Unit
 
 EIGHT_BITS = 255
@@ -49,6 +49,23 @@ def class_sources(classes: Sequence[DataSet]) -> list[Source]:
     sources = [data.pictures for data in classes]
     formats = [(each.channels, each.white == EIGHT_BITS) for each in sources]
     return [_joint([each for each, other in zip(sources, formats, strict=True) if other == own]) for own in formats]
+
+
+def joint_scans(classes: Sequence[DataSet]) -> ScanSource:
+    """Describe the scans of all classes.
+
+    Raises:
+        DataError: a class has none, or they are in two units.
+
+    """
+    sources = [data.scanned.source(data.good) for data in classes]
+    if len({each.unit for each in sources}) > 1:
+        raise DataError("The scans of one class are in metres, those of another in millimetres. Compile them apart.")
+    spans = {}
+    for name in ("height", "width", "distance_mm"):
+        low, high = zip(*(getattr(each, name) for each in sources), strict=True)
+        spans[name] = min(low), max(high)
+    return sources[0].model_copy(update=spans)
 
 
 def _joint(sources: Sequence[Source]) -> Source:

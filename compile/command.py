@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +15,14 @@ from compile.backbone import LITES
 from compile.backbones.choice import BACKBONES, DEFAULT
 from compile.evidence import Evidence, per_class
 from compile.job import Settings
-from compile.methods.registry import DEFAULT_TEACHER, METHODS, TAUGHT
+from compile.methods.registry import DEFAULT_ON_BOTH, DEFAULT_ON_SCANS, DEFAULT_TEACHER, METHODS, SCAN_METHODS, TAUGHT
 from compile.pipeline import Compiled, compile_data
 from compile.report import GRAPH_NAMES
+from compile.scan_files import find_scans
 from compile.sign import sign_bundle
 from compile.terminal import ended_well, write_json
 from compile.work import work_path
-from edge.bundle import Bundle
+from edge.bundle import Background, Bundle
 from edge.keys import read_private
 from edge.scans.unit import Unit
 from edge.signature import short, signer
@@ -30,7 +32,8 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     data: Annotated[
         list[Path],
         typer.Argument(
-            help="Folder of good images: flat, or MVTec style with train/good. Several: one class each, named by it."
+            help="Folder of good images or scans: flat, or MVTec style with train/good. Several: one class each, named "
+            "by it."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, NAME.bundle.")],
@@ -64,7 +67,9 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"How anomalies are found: {', '.join(METHODS)}.", show_default=f"varad, taught by {DEFAULT_TEACHER}"
+            help=f"How anomalies are found: {', '.join(METHODS)}; in scans: {', '.join(SCAN_METHODS)}.",
+            show_default=f"varad, taught by {DEFAULT_TEACHER}; of scans {DEFAULT_ON_BOTH}, without pictures "
+            f"{DEFAULT_ON_SCANS}",
         ),
     ] = None,
     teacher: Annotated[
@@ -79,6 +84,9 @@ def compile_bundle(  # noqa: PLR0917 - the command line
     unit: Annotated[
         Unit | None, typer.Option(help="Unit of scans: m or mm.", show_default="from what they span")
     ] = None,
+    background: Annotated[
+        Background, typer.Option(help="Of scans: belt, where a plane lies behind the part, or none.")
+    ] = "none",
     learn_defects: Annotated[
         int,
         typer.Option(
@@ -112,11 +120,12 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         group_by=group_by,
         name=name,
         version=version,
-        method=choose_method(method, teacher, backbone, classes=len(data)),
+        method=choose_method(method, teacher, backbone, data),
         fit_steps=fit_steps,
         backbone=backbone,
         learn_defects=learn_defects,
         unit=unit,
+        background=background,
         more=tuple(data[1:]),
     )
     with ended_well(as_json=as_json, work=work_path(output)) as tick:
@@ -130,12 +139,15 @@ def compile_bundle(  # noqa: PLR0917 - the command line
         _print(compiled)
 
 
-def choose_method(method: str | None, teacher: str | None, backbone: str, *, classes: int) -> str:
-    """Name the method of these options: a student where nothing else is said and there can be one."""
+def choose_method(method: str | None, teacher: str | None, backbone: str, data: Sequence[Path]) -> str:
+    """Name the method of these options: where nothing else is said one for scans, or a student where it can be."""
     if teacher is not None and method not in {None, "varad"}:
         raise typer.BadParameter(f"--method {method}: varad alone can be taught; leave --method or --teacher out.")
+    if method is None and teacher is None and (found := [find_scans(folder) for folder in data]) and all(found):
+        pictured = all(sample.picture for each in found if each for sample in each.good)
+        return DEFAULT_ON_BOTH if pictured else DEFAULT_ON_SCANS
     if teacher is None:
-        taught = method is None and backbone in LITES and classes == 1
+        taught = method is None and backbone in LITES and len(data) == 1
         teacher = DEFAULT_TEACHER if taught else "none"
     return (method or "varad") if teacher == "none" else f"{TAUGHT}{teacher}"
 

@@ -50,10 +50,10 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture with its map, for people."""
+    """What is shown of a part, with its map, for people."""
 
     title: str
-    image: NDArray[np.uint8]  # [H, W, 3]
+    images: list[NDArray[np.uint8]]  # [H, W, 3]: its picture, its height, or both
     map: NDArray[np.float32]  # [h, w]
     score: float
 

@@ -96,7 +96,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class FeatureFiles:
-    """Where the maps lie: per hierarchy a file of float32 [renderings * pictures, C, h, w]."""
+    """Where the maps lie: float32 [renderings * pictures, C, h, w] per hierarchy, [pictures, C, h, w] of scans."""
 
     paths: list[Path]
     shapes: list[tuple[int, ...]]
@@ -105,18 +105,40 @@ class FeatureFiles:
 def open_rows(files: FeatureFiles, rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
     """Chosen rows of each hierarchy, read when they are asked for."""
     return [
-        cast("NDArray[np.float32]", Rows(np.memmap(path, np.float32, "r", shape=shape), rows))
+        cast("NDArray[np.float32]", Rows(np.memmap(path, np.float32, "r", shape=shape), rows % shape[0]))
         for path, shape in zip(files.paths, files.shapes, strict=True)
     ]
 
 
 class Features:
-    """Trunk maps of n pictures under each rendering: per hierarchy float32 [renderings * n, C, h, w] on disk."""
+    """Trunk maps of n pictures under each rendering: per hierarchy float32 [renderings * n, C, h, w] on disk.
 
-    def __init__(self, folder: Path, renderings: Sequence[str]) -> None:
+    Maps of their scans follow, float32 [n, C, h, w], which are the same in every rendering.
+
+    Args:
+        folder: for what is on disk.
+        renderings: of the trunk, or one name where there is no trunk.
+        scans: maps of the scans, mapped from files.
+        masks: float32 [n, h, w], what of each map counts; all of it, if there are none.
+
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        renderings: Sequence[str],
+        scans: Sequence[NDArray[np.float32]] = (),
+        masks: NDArray[np.float32] | None = None,
+    ) -> None:
         self._folder, self.renderings = folder, list(renderings)
+        self._scans, self._masks = list(scans), masks
         self.maps: list[NDArray[np.float32]] = []
-        self.pictures = 0
+        self.pictures = len(scans[0]) if scans else 0
+
+    @property
+    def together(self) -> list[NDArray[np.float32]]:
+        """What a head takes: the trunk's maps, then those of scans."""
+        return [*self.maps, *self._scans]
 
     def extract(
         self,
@@ -175,7 +197,9 @@ class Features:
 
     @property
     def files(self) -> FeatureFiles:
-        return FeatureFiles([self._path(i) for i in range(len(self.maps))], [array.shape for array in self.maps])
+        scans = [Path(str(cast("np.memmap[Any, Any]", array).filename)) for array in self._scans]
+        own = [self._path(i) for i in range(len(self.maps))]
+        return FeatureFiles([*own, *scans], [array.shape for array in self.together])
 
     def rows_of(self, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of all renderings of the chosen pictures."""
@@ -189,9 +213,13 @@ class Features:
         first = self.renderings.index(name) * self.pictures
         scores = []
         for start in range(0, len(rows), SCORE_BATCH):
-            chosen = first + rows[start : start + SCORE_BATCH]
-            maps = [torch.from_numpy(np.asarray(array[chosen])) for array in self.maps]
+            pictures = rows[start : start + SCORE_BATCH]
+            chosen = first + pictures
+            maps = [torch.from_numpy(np.asarray(array[chosen % len(array)])) for array in self.together]
+            mask = torch.ones(len(chosen), map_side, map_side)
+            if self._masks is not None:
+                mask = torch.from_numpy(np.asarray(self._masks[pictures]))
             classes = [] if class_index is None else [torch.full((len(chosen),), class_index)]
-            score, _ = head(*maps, torch.ones(len(chosen), map_side, map_side), *classes)
+            score, _ = head(*maps, mask, *classes)
             scores.append(score.numpy().astype(np.float64))
         return np.concatenate(scores)

@@ -13,7 +13,7 @@ import onnx
 
 from compile.backbones.choice import DEFAULT, Backbone
 from compile.evidence import Evidence
-from edge.bundle import GraphName, Input
+from edge.bundle import Background, GraphName, Spec
 from edge.scans.unit import Unit
 
 Progress = Callable[[str, int, int], None]  # (step, done, of)
@@ -44,6 +44,7 @@ class Settings:
     backbone: str = DEFAULT.name
     learn_defects: int = 0  # labelled ones of each class, which leave the test set
     unit: Unit | None = None  # of scans; None: from what they span
+    background: Background = "none"  # of scans
     more: tuple[Path, ...] = ()  # folders of further classes of the same bundle
 
     @property
@@ -78,12 +79,19 @@ class Job:
     settings: Settings
     clock: Clock
     work: Path  # scratch folder
-    spec: Input
+    spec: Spec
     evidence: Evidence
     class_index: int | None = None  # what the graph is told, where it takes the class
     backbone: Backbone = DEFAULT
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     @property
+    def side(self) -> int:
+        """Of the graph's square input, pixels or points."""
+        seen = self.spec.image or self.spec.scan
+        assert seen is not None
+        return seen.height
+
+    @property
     def map_side(self) -> int:
-        return self.backbone.map_side(self.spec.height)
+        return self.spec.map_size[0]

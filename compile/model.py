@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +20,11 @@ from compile.job import FILES, Graphs, Job
 from compile.learned_defects import load_defects, weigh
 from compile.methods.checkpoint import resumable
 from compile.methods.registry import Samples, ask, find_method
+from compile.parity import Inputs
 from compile.precision import CalibrationRecord, calibrate, render_accurately, render_in_half
 from compile.pseudo_defects import paint_pictures, wanted
 from compile.quantise import ONNX_RUNTIME, TENSORRT
+from compile.scan_maps import ScanMap
 from compile.split_plan import SplitPlan
 from compile.standardise import Standardised
 from compile.tensorrt_build import check_allowed
@@ -73,12 +75,17 @@ class TeacherMaps:
     painted: Features
 
 
-def render_trunks(job: Job, trunk: Trunk | DINOv2, pictures: NDArray[np.uint8]) -> tuple[Graphs, CalibrationRecord]:
+def render_trunks(
+    job: Job, trunk: Trunk | DINOv2 | None, pictures: NDArray[np.uint8]
+) -> tuple[Graphs, CalibrationRecord]:
     """Export the trunk and render both INT8 forms from one record of `pictures`, which the head is fitted on too.
 
-    Of a vision transformer half precision is rendered for TensorRT, and nothing for ONNX Runtime.
+    Of a vision transformer half precision is rendered for TensorRT, and nothing for ONNX Runtime. Where no picture is
+    looked at there is no trunk.
     """
-    trunks: Graphs = {"float": export_trunk(trunk, job.spec.height)}
+    if trunk is None:
+        return {}, CalibrationRecord("none", 0, {})
+    trunks: Graphs = {"float": export_trunk(trunk, job.side)}
     rows = np.linspace(0, len(pictures) - 1, min(CALIBRATION_PICTURES, len(pictures))).astype(int)
     chosen = [pictures[i] for i in rows]
     if job.backbone.family == "vit":
@@ -94,14 +101,15 @@ def render_trunks(job: Job, trunk: Trunk | DINOv2, pictures: NDArray[np.uint8]) 
     return trunks, record
 
 
-def extract(job: Job, trunks: Graphs, pictures: NDArray[np.uint8], step: str) -> Features:
-    """Compute the maps of every rendering of the trunk."""
+def extract(job: Job, trunks: Graphs, inputs: Inputs, step: str, scans: Sequence[ScanMap] = ()) -> Features:
+    """Compute the maps of every rendering of the trunk; those of `scans` are there."""
     folder = job.work / step
     folder.mkdir(exist_ok=True)
-    features = Features(folder, list(trunks))
+    masks = inputs["mask"] if scans else None
+    features = Features(folder, list(trunks) or ["float"], [inputs[name] for name in scans], masks)
     for name, model in trunks.items():
         tick = job.clock.ticks(f"{step} {name}")
-        features.extract(name, model, pictures, exact=name == "trt", threads=job.threads, tick=tick)
+        features.extract(name, model, inputs["image"], exact=name == "trt", threads=job.threads, tick=tick)
     return features
 
 
@@ -136,17 +144,19 @@ def paint_samples(
     pictures = on_disk(job.work / "samples.bin", np.dtype(np.uint8), shape)
     covered, sources = paint_pictures(good, pictures[:painted], job.settings.seed, job.clock.ticks("paint samples"))
     images, frames = [image for image, _ in learned], [source for _, source in learned]
-    pictures[painted:], real = load_defects(images, job.spec, job.work / "defects.bin", frames)
+    assert job.spec.image is not None  # by `check_wishes`
+    pictures[painted:], real = load_defects(images, job.spec.image, job.work / "defects.bin", frames)
     covered = np.concatenate([covered, real])
     if method := find_method(job.settings.method, job.backbone).teacher:
-        trunk = job.backbone.build(method.levels, job.spec.height)
-        own: Graphs = {"float": export_trunk(trunk, job.spec.height)}
+        trunk = job.backbone.build(method.levels, job.side)
+        own: Graphs = {"float": export_trunk(trunk, job.side)}
         taught = (
-            extract(job, own, each, f"teacher's {step}") for each, step in ((good, "features"), (pictures, "samples"))
+            extract(job, own, {"image": each}, f"teacher's {step}")
+            for each, step in ((good, "features"), (pictures, "samples"))
         )
         maps = _extract_in_turns(job, trunks, pictures, "samples")
         return PaintedPictures(maps, covered, sources, TeacherMaps(*taught), shown)
-    return PaintedPictures(extract(job, trunks, pictures, "samples"), covered, sources, shown=shown)
+    return PaintedPictures(extract(job, trunks, {"image": pictures}, "samples"), covered, sources, shown=shown)
 
 
 def fit_heads(
@@ -199,7 +209,7 @@ def fit_heads(
         for own in fitted
     ]
     method = find_method(job.settings.method, job.backbone)
-    heads = [method.head(each, features.maps, (job.map_side, job.map_side)) for each in models]
+    heads = [method.head(each, features.together, (job.map_side, job.map_side)) for each in models]
     job.evidence.fit_steps = fitted[-1].steps
     return Heads(heads[: len(plan.folds)], heads[-1])
 
@@ -238,20 +248,26 @@ def _places(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return places
 
 
-def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead) -> Graphs:
-    """Join every rendering of the trunk with the float head.
+def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead, scans: Mapping[str, tuple[int, ...]]) -> Graphs:
+    """Join every rendering of the trunk with the float head; without a trunk the head alone is the graph.
+
+    Args:
+        job: of the first class.
+        trunks: every rendering.
+        head: which takes the trunk's maps, then those of scans.
+        scans: shapes of these by name.
 
     Raises:
         TensorRTError: a graph for TensorRT holds what TensorRT 10.3 does not take.
 
     """
-    shapes = [[axis.dim_value for axis in v.type.tensor_type.shape.dim[1:]] for v in trunks["float"].graph.output]
-    maps = tuple(torch.zeros(2, *shape) for shape in shapes)
+    outputs = trunks["float"].graph.output if trunks else []
+    maps = {v.name: torch.zeros(2, *(axis.dim_value for axis in v.type.tensor_type.shape.dim[1:])) for v in outputs}
+    maps |= {name: torch.zeros(2, *shape) for name, shape in scans.items()}
     mask = torch.ones(2, job.map_side, job.map_side)
-    names = [value.name for value in trunks["float"].graph.output]
     classes = {"class": torch.zeros(2, dtype=torch.int64)} if head.takes_class else {}
-    exported = export(head, (*maps, mask, *classes.values()), [*names, "mask", *classes], ["score", "map"])
-    graphs: Graphs = {name: join(trunk, exported) for name, trunk in trunks.items()}
+    exported = export(head, (*maps.values(), mask, *classes.values()), [*maps, "mask", *classes], ["score", "map"])
+    graphs: Graphs = {name: join(trunk, exported) for name, trunk in trunks.items()} or {"float": exported}
     for name in ("float", "trt"):
         if name in graphs and (problems := check_allowed(graphs[name])):
             raise TensorRTError(f"{FILES[name]}: {problems[0]} ({len(problems)} finding(s))")

@@ -9,8 +9,9 @@ graph outside the budget is left out of the bundle, which says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -32,13 +33,16 @@ LABELLED = "labelled test pictures"
 PAINTED = "held-out good parts and painted defects"
 
 
+Inputs = Mapping[str, NDArray[Any]]  # of the graphs by name, `mask` among them; the parts along the first axis
+
+
 class ParityError(BeltlineError):
     """A graph does not say what the model said. Nothing is shipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What one graph says of n pictures."""
+    """What one graph says of n parts."""
 
     scores: NDArray[np.float64]  # [n]
     maps: NDArray[np.float32]  # [n, h, w]
@@ -59,24 +63,27 @@ class Reduced:
     false_reject_shift: float  # mean difference of the realised rates, see the function of this name
 
 
+def of_pictures(pictures: NDArray[np.uint8], map_side: int) -> Inputs:
+    """Give the inputs of graphs that look at pictures alone, uint8 [n, H, W, 3]."""
+    return {"image": pictures, "mask": np.broadcast_to(np.float32(1), (len(pictures), map_side, map_side))}
+
+
 def score_all(
     session: ort.InferenceSession,
-    pictures: NDArray[np.uint8],
-    map_side: int,
+    inputs: Inputs,
     tick: Callable[[int, int], None] | None = None,
     class_index: int | None = None,
 ) -> Scored:
-    """Score pictures uint8 [n, H, W, 3] one by one, as the box does; all as one class if the graph must be told."""
-    given = {"mask": np.ones((1, map_side, map_side), np.float32)}
-    if class_index is not None:
-        given["class"] = np.array([class_index], np.int64)
-    scores = np.empty(len(pictures))
-    maps = np.empty((len(pictures), map_side, map_side), np.float32)
-    for position, picture in enumerate(pictures):
-        score, heat = session.run(["score", "map"], {"image": picture[None], **given})
+    """Score parts one by one, as the box does; all as one class if the graph must be told."""
+    told = {} if class_index is None else {"class": np.array([class_index], np.int64)}
+    maps = np.empty(inputs["mask"].shape, np.float32)
+    scores = np.empty(len(maps))
+    for position in range(len(maps)):
+        given = {name: np.ascontiguousarray(values[position : position + 1]) for name, values in inputs.items()}
+        score, heat = session.run(["score", "map"], given | told)
         scores[position], maps[position] = score[0], heat[0]
         if tick:
-            tick(position + 1, len(pictures))
+            tick(position + 1, len(maps))
     return Scored(scores, maps)
 
 
@@ -109,8 +116,7 @@ def check_float(trained: Scored, graph: Scored, threshold: float) -> dict[str, f
 
 def check_behaviour(
     open_graph: Callable[[], ort.InferenceSession],
-    pictures: NDArray[np.uint8],
-    map_side: int,
+    inputs: Inputs,
     class_index: int | None = None,
 ) -> None:
     """Refuse a graph that does not repeat itself or does not look at its input.
@@ -120,9 +126,9 @@ def check_behaviour(
 
     """
     session = open_graph()
-    first = score_all(session, pictures, map_side, class_index=class_index)
+    first = score_all(session, inputs, class_index=class_index)
     for what, again in (("the second time", session), ("after a reload", open_graph())):
-        second = score_all(again, pictures, map_side, class_index=class_index)
+        second = score_all(again, inputs, class_index=class_index)
         if not (np.array_equal(first.scores, second.scores) and np.array_equal(first.maps, second.maps)):
             raise ParityError(f"the graph answers the same pictures differently {what}")
     if not np.isfinite(first.scores).all() or not np.isfinite(first.maps).all():

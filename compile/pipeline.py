@@ -22,12 +22,11 @@ from calibration.threshold import DEFAULT_TARGET, CalibrationError, ThresholdRes
 from compile.anomaly_graph import AnomalyGraph
 from compile.backbones.choice import Backbone, find_backbone
 from compile.bundle_writer import SIZE_BUDGET, check_writable, replacing, report_path, to_json, write_bundle
-from compile.classes import class_names, class_sources, read_classes
+from compile.classes import class_names, class_sources, joint_scans, read_classes
 from compile.data import FEWEST_PARTS, DataError, DataSet, LabelledImage
 from compile.evidence import Evidence, per_class
-from compile.features import load_pictures
 from compile.fitting import one_thread
-from compile.golden import Inputs, golden_files
+from compile.golden import GoldenInputs, golden_files
 from compile.image_size import SizeChoice, choose_size, measure_ms_per_megapixel
 from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
 from compile.learned_defects import draw_defects, shows_same_part
@@ -35,6 +34,7 @@ from compile.listing import Skipped
 from compile.machine import machine
 from compile.methods.registry import Method, find_method
 from compile.model import Heads, export_graphs, extract, fit_heads, paint_samples, render_trunks
+from compile.parts import Parts, joined, load_parts
 from compile.precision import CalibrationRecord
 from compile.proof import (
     PARITY_PICTURES,
@@ -49,14 +49,17 @@ from compile.proof import (
     time_graphs,
 )
 from compile.report import render_report
+from compile.scan_maps import scan_input
 from compile.split_plan import SplitPlan, plan_classes, together
 from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import check_names, check_wishes
 from compile.work import work_key, work_path, working_folder
 from edge.archive import SIZE_LIMIT
-from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, Source, Threshold
+from edge.bundle import Bundle, Graph, GraphName, Input, Manifest, ScanInput, Source, Spec, Tensor, Threshold
 from edge.errors import BeltlineError
+from edge.prepare import tensor_shape
+from edge.view import View
 
 MEASURED_SIZE = 256  # pixels: where the cost of a megapixel is measured
 PRECISIONS: dict[GraphName, str] = {
@@ -83,12 +86,17 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """The good pictures of all classes, one class after the other."""
+    """The good parts of all classes, one class after the other."""
 
-    pictures: NDArray[np.uint8]  # [n, H, W, 3], on disk
+    parts: Parts  # on disk
+    views: list[View]
     classes: NDArray[np.int64]  # [n]
     groups: NDArray[np.int64]  # [n], the physical part of each, numbered over all classes
-    paths: list[Path]
+
+    @property
+    def paths(self) -> list[Path]:
+        """What names each."""
+        return [view.file for view in self.views]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +128,11 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
             classes = read_classes(settings.folders, settings.group_by, clock.ticks("read files"), settings.unit)
             if count := settings.learn_defects:
                 classes = [draw_defects(data, count, settings.seed, settings.group_by) for data in classes]
-            sources = class_sources(classes)
+            sources = class_sources(classes) if method.levels else [None] * len(classes)
+            scan_source = joint_scans(classes) if method.scans else None
         with clock.step("size"):
             size = _size(settings, max(data.longer_side for data in classes), backbone, method)
+        scan = scan_input(scan_source, size.size, settings.background, method.scans) if scan_source else None
         key = work_key(settings, classes, backbone, size.size, machine())
         with working_folder(work_path(settings.output), key) as folder:
             jobs = []
@@ -131,7 +141,7 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
                 work = folder / str(number)
                 work.mkdir(exist_ok=True)
                 evidence = _evidence(settings, method, name, data, size)
-                spec = Input(height=size.size, width=size.size, source=source)
+                spec = _spec(size.size, source, scan, method, backbone)
                 jobs.append(Job(settings, clock, work, spec, evidence, backbone=backbone))
             whole = jobs[0].evidence
             whole.seconds, whole.machine = clock.seconds, machine()
@@ -139,6 +149,12 @@ def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Co
             for job in jobs[1:]:
                 job.evidence.warnings, job.evidence.renderings = whole.warnings, whole.renderings
             return _compile(jobs)
+
+
+def _spec(side: int, source: Source | None, scan: ScanInput | None, method: Method, backbone: Backbone) -> Spec:
+    image = Input(height=side, width=side, source=source) if source else None
+    tensors = [Tensor(name=name, shape=list(tensor_shape(name, scan))) for name in method.scans] if scan else []
+    return Spec(image, scan, tuple(tensors), (backbone.map_side(side),) * 2)
 
 
 def _evidence(settings: Settings, method: Method, class_name: str, data: DataSet, size: SizeChoice) -> Evidence:
@@ -167,19 +183,21 @@ def _compile(jobs: list[Job]) -> Compiled:
             extrapolates(job.settings, int(np.unique(good.groups[plan.held]).size))
     plan = together(plans)
     method = find_method(job.settings.method, job.backbone)
-    trunk = job.backbone.build(method.levels, job.spec.height)
+    trunk = job.backbone.build(method.levels, job.side) if method.levels else None
+    inputs = good.parts.inputs
     with step("quantise"):
-        trunks, record = render_trunks(job, trunk, good.pictures[plan.folds[0][0]])
+        shown = inputs["image"][plan.folds[0][0]] if trunk else np.empty(0, np.uint8)
+        trunks, record = render_trunks(job, trunk, shown)
     with step("features"):
-        features = extract(job, trunks, good.pictures, "features")
+        features = extract(job, trunks, inputs, "features", method.scans)
     painted_samples = None
     if method.painted:
         with step("samples"):
-            painted_samples = paint_samples(job, trunks, good.pictures, *_learned(jobs, good))
+            painted_samples = paint_samples(job, trunks, inputs["image"], *_learned(jobs, good))
     with step("fit"):
         heads = fit_heads(job, features, plan, painted_samples, good.classes if len(jobs) > 1 else None)
     with step("export"):
-        graphs = export_graphs(job, trunks, heads.shipped)
+        graphs = export_graphs(job, trunks, heads.shipped, {each.name: tuple(each.shape) for each in job.spec.tensors})
     if heads.shipped.takes_class:
         jobs = [replace(each, class_index=number) for number, each in enumerate(jobs)]
     with step("threshold"):
@@ -198,28 +216,34 @@ def _compile(jobs: list[Job]) -> Compiled:
         for each in jobs:
             kept = drop_refused(each, graphs)
             warn_of_blindness(each.evidence, job.settings.target_false_reject)
-        time_graphs(jobs[0], kept, good.pictures[0])
+        time_graphs(jobs[0], kept, good.parts.take(slice(1)).inputs)
     with step("write"):
         return _write(jobs, kept, record, golden, good)
 
 
-def _prove(job: Job, made: Made, plan: SplitPlan, test: Test | None) -> Inputs:
+def _prove(job: Job, made: Made, plan: SplitPlan, test: Test | None) -> GoldenInputs:
     """Prove the graphs on one class, and choose its golden inputs."""
-    pictures, graphs = made.good.pictures, made.graphs
-    held = plan.held
-    painted = paint(job, pictures, held)
-    half = PARITY_PICTURES // 2
-    sample = np.concatenate([pictures[held[:half]], np.stack([defect.image for defect in painted[:half]])])
-    check_graphs(job, made.trained, graphs, sample)
+    graphs, held = made.graphs, made.good.parts.take(plan.held)
+    painted = paint(job, held, [made.good.views[i] for i in plan.held])
+    half = slice(PARITY_PICTURES // 2)
+    check_graphs(job, made.trained, graphs, joined([held.take(half), painted.parts.take(half)]))
     if test is not None:
         judge_on_test(job, made.trained, graphs, test)
-        defects = [(test.images[i].kind, test.pictures[i]) for i in np.flatnonzero(test.defective)]
+        defects = test.parts.take(test.defective)
+        titles = [image.kind for image in test.images if image.defective]
     else:
-        judge_on_painted(job, made.trunks, plan, made.heads, held, painted=painted)
-        defects = [(f"painted {defect.kind}, {defect.size_px} px", defect.image) for defect in painted]
-    shown = show_examples(job, graphs, pictures[held], defects)
+        judge_on_painted(job, made.trunks, plan, made.heads, painted)
+        defects, titles = painted.parts, painted.titles
+    shown = show_examples(job, graphs, held, defects, titles)
     several = bool(job.evidence.class_name)  # then half suffices: every box repeats those of all classes
-    return Inputs(shown[::2] if several else shown, job.evidence.class_name, job.class_index)
+    fewer = {name: values[::2] for name, values in shown.items()} if several else shown
+    return GoldenInputs(fewer, job.evidence.class_name, job.class_index)
+
+
+def view_of(job: Job, path: Path) -> View:
+    """Give the files of the part that a data set lists by `path`, as far as its method looks at them."""
+    scans = job.evidence.data.scans
+    return View(path if job.spec.image else None, scans.of[path] if scans and job.spec.scan else None)
 
 
 @contextmanager
@@ -251,16 +275,16 @@ def _size(settings: Settings, longer_side: int, backbone: Backbone, method: Meth
 
 def _load_good(jobs: list[Job]) -> Good:
     job = jobs[0]
-    paths = [path for each in jobs for path in each.evidence.data.good]
+    views = [view_of(each, path) for each in jobs for path in each.evidence.data.good]
     specs = [each.spec for each in jobs for _ in each.evidence.data.good]
-    pictures, kept, skipped = load_pictures(paths, specs, job.work / "good.bin", job.clock.ticks("load good"))
+    loaded, kept, skipped = load_parts(views, specs, job.work / "good", job.clock.ticks("load good"))
     numbers = np.repeat(np.arange(len(jobs)), [len(each.evidence.data.good) for each in jobs])
     parts = np.concatenate([each.evidence.data.groups for each in jobs])
     _, groups = np.unique(np.stack([numbers, parts]), axis=1, return_inverse=True)
-    good = Good(pictures, numbers[kept], groups.reshape(-1)[kept], [paths[i] for i in kept])
+    good = Good(loaded, [views[i] for i in kept], numbers[kept], groups.reshape(-1)[kept])
     for number, each in enumerate(jobs):
         data = each.evidence.data
-        mine = set(data.good)
+        mine = {view.file for view, number_ in zip(views, numbers, strict=True) if number_ == number}
         data.skipped.extend(item for item in skipped if item.path in mine)
         own = good.classes == number
         if (count := int(np.unique(good.groups[own]).size)) < FEWEST_PARTS:
@@ -276,23 +300,22 @@ def _learned(jobs: list[Job], good: Good) -> tuple[list[tuple[LabelledImage, Sou
     drawn = [(each, image) for each in jobs for image in each.evidence.data.learned]
     group_by = jobs[0].settings.group_by
     shown = [shows_same_part(each.evidence.data, image, good.paths, group_by) for each, image in drawn]
-    return [(image, each.spec.source) for each, image in drawn], np.array(shown, bool).reshape(
-        len(drawn), len(good.paths)
-    )
+    images = [(image, each.spec.image.source) for each, image in drawn if each.spec.image]
+    return images, np.array(shown, bool).reshape(len(drawn), len(good.paths))
 
 
 def _load_test(job: Job) -> Test | None:
     """Load the labelled pictures; without both kinds there is nothing to measure on them."""
     data = job.evidence.data
-    paths = [image.path for image in data.test]
-    pictures, kept, skipped = load_pictures(paths, job.spec, job.work / "test.bin", job.clock.ticks("load test"))
+    views = [view_of(job, image.path) for image in data.test]
+    loaded, kept, skipped = load_parts(views, [job.spec] * len(views), job.work / "test", job.clock.ticks("load test"))
     data.skipped.extend(Skipped(path, f"test image: {reason}") for path, reason in skipped)
-    test = Test([data.test[i] for i in kept], pictures)
+    test = Test([data.test[i] for i in kept], loaded, [views[i] for i in kept])
     return test if 0 < test.defective.sum() < len(kept) else None
 
 
 def _write(
-    jobs: list[Job], graphs: Graphs, record: CalibrationRecord, golden: Sequence[Inputs], good: Good
+    jobs: list[Job], graphs: Graphs, record: CalibrationRecord, golden: Sequence[GoldenInputs], good: Good
 ) -> Compiled:
     job, classes = jobs[0], [each.evidence for each in jobs]
     found, wanted, several = job.evidence, job.settings, len(jobs) > 1
@@ -300,19 +323,21 @@ def _write(
     report = render_report(classes).encode()
     files = {
         **{FILES[name]: model.SerializeToString(deterministic=True) for name, model in graphs.items()},
-        **golden_files(graphs, golden, job.map_side),
+        **golden_files(graphs, golden),
         "threshold.json": to_json(per_class(classes, lambda each: _thresholds(each, graphs))),
         "parity.json": to_json(per_class(classes, Evidence.parity_json)),
         "calibration.json": to_json(record.to_json()),
         "report.html": report,
     }
     manifest = Manifest(
-        schema_version=2 if several else 1,
+        schema_version=3 if job.spec.scan else 2 if several else 1,
         name=found.name,
         version=found.version,
         method=found.method,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        input=job.spec,
+        input=job.spec.image,
+        scan=job.spec.scan,
+        tensors=list(job.spec.tensors),
         map_height=job.map_side,
         map_width=job.map_side,
         score=method.score,
@@ -326,11 +351,15 @@ def _write(
         },
         classes=[each.class_name for each in classes] if several else [],
         class_input=job.class_index is not None,
-        class_sources=[each.spec.source for each in jobs] if any(each.spec != job.spec for each in jobs) else [],
+        class_sources=[each.spec.image.source for each in jobs if each.spec.image]
+        if any(each.spec.image != job.spec.image for each in jobs)
+        else [],
         provenance={
             "beltline": version("beltline"),
-            "backbone": f"{job.backbone.title}, {', '.join(map_names(method.levels))}, frozen",
-            "backbone_sha256": job.backbone.digest(),
+            "backbone": f"{job.backbone.title}, {', '.join(map_names(method.levels))}, frozen"
+            if method.levels
+            else "none",
+            "backbone_sha256": job.backbone.digest() if method.levels else "",
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": version("onnxruntime"),
@@ -352,6 +381,13 @@ def _write(
         smaller = "Choose a smaller --size" + (", or compile fewer classes together." if several else ".")
         bundle = write_bundle(wanted.output, manifest, files, budget=budget, smaller=smaller)
     return Compiled(bundle, path, classes)
+
+
+def _backbone(job: Job, method: Method) -> dict[str, str]:
+    if not method.levels:
+        return {"backbone": "none"}
+    words = f"{job.backbone.title}, {', '.join(map_names(method.levels))}, frozen"
+    return {"backbone": words, "backbone_sha256": job.backbone.digest()}
 
 
 def _thresholds(found: Evidence, graphs: Graphs) -> dict[str, object]:

@@ -18,9 +18,12 @@ from compile.data import LabelledImage
 from compile.evaluate import load_masks, test_row
 from compile.evidence import Evidence, Example
 from compile.job import FILES, Graphs, Job
+from compile.methods.registry import find_method
 from compile.model import Heads, extract
+from compile.odd_parts import OddParts, make_odd
 from compile.onnx_session import open_session
 from compile.parity import (
+    Inputs,
     Reduced,
     Scored,
     both,
@@ -30,11 +33,12 @@ from compile.parity import (
     judge_reduced,
     score_all,
 )
+from compile.parts import Parts, joined
 from compile.precision import FEATURE_BUDGET
 from compile.split_plan import SplitPlan
-from compile.synthesis import Defect, paint_many
 from compile.thresholds import oddest_parts
 from edge.bundle import GraphName
+from edge.view import View
 
 PARITY_PICTURES = 32
 PAINTED = 96
@@ -43,10 +47,10 @@ TIMED_RUNS, WARM_UP_RUNS = 15, 3
 
 
 class Test:
-    """The labelled test pictures that could be read."""
+    """The labelled test parts that could be read."""
 
-    def __init__(self, images: list[LabelledImage], pictures: NDArray[np.uint8]) -> None:
-        self.images, self.pictures = images, pictures
+    def __init__(self, images: list[LabelledImage], parts: Parts, views: Sequence[View]) -> None:
+        self.images, self.parts, self.views = images, parts, views
         self.defective = np.array([image.defective for image in images], bool)
 
 
@@ -55,19 +59,19 @@ def open_graph(name: GraphName, model: bytes) -> ort.InferenceSession:
     return open_session(model, exact=name == "trt")
 
 
-def check_graphs(job: Job, trained: AnomalyGraph, graphs: Graphs, pictures: NDArray[np.uint8]) -> None:
+def check_graphs(job: Job, trained: AnomalyGraph, graphs: Graphs, sample: Parts) -> None:
     """Check the float graph against the trained model, and the behaviour of all.
 
     Raises:
         ParityError: one does not hold.
 
     """
-    mine = score_torch(job, trained, pictures, "parity")
-    theirs = score_all(open_session(graphs["float"]), pictures, job.map_side, class_index=job.class_index)
+    mine = score_torch(job, trained, sample.inputs, "parity")
+    theirs = score_all(open_session(graphs["float"]), sample.inputs, class_index=job.class_index)
     _check_float(job, mine, theirs)
-    few = pictures[:: max(1, len(pictures) // 4)]
+    few = sample.take(slice(None, None, max(1, len(sample) // 4))).inputs
     for name, model in graphs.items():
-        check_behaviour(_opener(name, model.SerializeToString()), few, job.map_side, job.class_index)
+        check_behaviour(_opener(name, model.SerializeToString()), few, job.class_index)
 
 
 def judge_on_test(job: Job, trained: AnomalyGraph, graphs: Graphs, test: Test) -> None:
@@ -81,17 +85,20 @@ def judge_on_test(job: Job, trained: AnomalyGraph, graphs: Graphs, test: Test) -
     """
     found = job.evidence
     masks = load_masks(test.images, job.map_side)
-    scored = {name: _score(job, name, model, test.pictures, "test") for name, model in graphs.items()}
+    scored = {name: _score(job, name, model, test.parts.inputs, "test") for name, model in graphs.items()}
     float_limit = found.thresholds["float"].value
-    mine = score_torch(job, trained, test.pictures, "test torch")
+    mine = score_torch(job, trained, test.parts.inputs, "test torch")
     _check_float(job, mine, scored["float"])
     found.test.append(test_row("torch", mine, test.images, masks, float_limit))
     for name, each in scored.items():
         found.test.append(test_row(name, each, test.images, masks, found.thresholds[name].value))
         found.other_scores[name] = each.scores[test.defective]
     found.other_name = "defective test pictures"
-    good = list(test.pictures[~test.defective])
-    defects = np.stack([defect.image for defect in paint_many(good, PAINTED, job.settings.seed)])
+    if not found.renderings:
+        return
+    good = np.flatnonzero(~test.defective).tolist()
+    views = [test.views[i] for i in good]
+    defects = make_odd(test.parts.take(good), views, job.spec, PAINTED, job.settings.seed).parts.inputs
     painted = {name: _score(job, name, model, defects, "painted").scores for name, model in graphs.items()}
     for name in found.renderings:
         full, reduced = scored["float"].scores, scored[name].scores
@@ -99,16 +106,17 @@ def judge_on_test(job: Job, trained: AnomalyGraph, graphs: Graphs, test: Test) -
         found.reduced[name] = both(labelled, _judge_painted(job, name, painted))
 
 
-def judge_on_painted(
-    job: Job, trunks: Graphs, plan: SplitPlan, heads: Heads, held: NDArray[np.int64], *, painted: list[Defect]
-) -> None:
+def judge_on_painted(job: Job, trunks: Graphs, plan: SplitPlan, heads: Heads, painted: OddParts) -> None:
     """Judge the reduced graphs on painted defects; a head never scores a part that it was fitted on."""
     found = job.evidence
-    features = extract(job, trunks, np.stack([defect.image for defect in painted]), "painted")
+    scans = find_method(job.settings.method, job.backbone).scans
+    features = extract(job, trunks, painted.parts.inputs, "painted", scans)
     fold_of_held = np.concatenate([np.full(len(rows), fold) for fold, (_, rows) in enumerate(plan.folds)])
-    fold = fold_of_held[np.arange(len(painted)) % len(held)]
-    for name in trunks:
-        scores = np.empty(len(painted))
+    fold = fold_of_held[painted.sources]
+    for name in FILES:
+        if name not in features.renderings:
+            continue
+        scores = np.empty(len(fold))
         for number, head in enumerate(heads.folds):
             rows = np.flatnonzero(fold == number)
             if rows.size:
@@ -143,32 +151,27 @@ def _check_float(job: Job, mine: Scored, theirs: Scored) -> None:
     job.evidence.float_parity = found
 
 
-def paint(job: Job, pictures: NDArray[np.uint8], held: NDArray[np.int64]) -> list[Defect]:
-    """Paint defects on held-out parts; defect i lies on held-out picture i, then round again."""
-    return paint_many([pictures[i] for i in held], min(PAINTED, 2 * len(held)), job.settings.seed)
+def paint(job: Job, held: Parts, views: Sequence[View]) -> OddParts:
+    """Put defects on held-out parts; defect i lies on held-out part i, then round again."""
+    return make_odd(held, views, job.spec, min(PAINTED, 2 * len(held)), job.settings.seed)
 
 
-def show_examples(
-    job: Job, graphs: Graphs, good: NDArray[np.uint8], defects: list[tuple[str, NDArray[np.uint8]]]
-) -> NDArray[np.uint8]:
-    """Keep a few pictures with their maps for the report; returns the golden ones of them."""
+def show_examples(job: Job, graphs: Graphs, good: Parts, defects: Parts, titles: Sequence[str]) -> Inputs:
+    """Keep a few parts with their maps for the report; returns the golden ones of them."""
     scores = job.evidence.good_scores["float"]
     order = np.argsort(scores)
-    chosen = np.linspace(0, len(defects) - 1, min(SHOWN_DEFECTS, len(defects))).astype(int)
+    chosen = np.linspace(0, len(titles) - 1, min(SHOWN_DEFECTS, len(titles))).astype(int)
     places = [("lowest", order[0]), ("median", order[len(order) // 2])]
     places += [("a highest", i) for i in oddest_parts(job.evidence, "float")]
-    shown = [
-        (f"{job.evidence.good_names[i]}, good, {word} score ({scores[i]:.4g}) untrained", good[i]) for word, i in places
-    ]
-    shown += [defects[i] for i in chosen]
-    pictures = np.stack([picture for _, picture in shown])
-    scored = score_all(open_session(graphs["float"]), pictures, job.map_side, class_index=job.class_index)
+    names = [f"{job.evidence.good_names[i]}, good, {word} score ({scores[i]:.4g}) untrained" for word, i in places]
+    names += [titles[i] for i in chosen]
+    shown = joined([good.take([int(i) for _, i in places]), defects.take(chosen)])
+    scored = score_all(open_session(graphs["float"]), shown.inputs, class_index=job.class_index)
     job.evidence.examples = [
-        Example(title, picture, heat, float(score))
-        for (title, picture), heat, score in zip(shown, scored.maps, scored.scores, strict=True)
+        Example(name, shown.shown(i), scored.maps[i], float(scored.scores[i])) for i, name in enumerate(names)
     ]
     first_defect = len(places)
-    return pictures[[1, 2, *range(first_defect, min(first_defect + 2, len(pictures)))]]
+    return shown.take([1, 2, *range(first_defect, min(first_defect + 2, len(shown)))]).inputs
 
 
 def agree(classes: Sequence[Evidence]) -> None:
@@ -198,36 +201,36 @@ def drop_refused(job: Job, graphs: Graphs) -> Graphs:
     return {name: model for name, model in graphs.items() if name == "float" or job.evidence.reduced[name].kept}
 
 
-def time_graphs(job: Job, graphs: Graphs, picture: NDArray[np.uint8]) -> None:
-    """Take the median time of each graph that runs here: one thread, one picture, interleaved."""
+def time_graphs(job: Job, graphs: Graphs, one: Inputs) -> None:
+    """Take the median time of each graph that runs here: one thread, one part, interleaved."""
     sessions = {name: open_session(model) for name, model in graphs.items() if name != "trt"}
     times: dict[GraphName, list[float]] = {name: [] for name in sessions}
     for _ in range(TIMED_RUNS):
         for name, session in sessions.items():
             started = time.perf_counter()
-            score_all(session, picture[None], job.map_side, class_index=job.class_index)
+            score_all(session, one, class_index=job.class_index)
             times[name].append((time.perf_counter() - started) * 1000)
     job.evidence.graph_ms = {name: statistics.median(taken[WARM_UP_RUNS:]) for name, taken in times.items()}
 
 
 @torch.no_grad()
-def score_torch(job: Job, graph: AnomalyGraph, pictures: NDArray[np.uint8], step: str) -> Scored:
+def score_torch(job: Job, graph: AnomalyGraph, inputs: Inputs, step: str) -> Scored:
     """Score with the trained model itself."""
     tick = job.clock.ticks(step)
-    scores = np.empty(len(pictures))
-    maps = np.empty((len(pictures), job.map_side, job.map_side), np.float32)
-    mask = torch.ones(1, job.map_side, job.map_side)
+    maps = np.empty(inputs["mask"].shape, np.float32)
+    scores = np.empty(len(maps))
+    order = [name for name in ("image", *(tensor.name for tensor in job.spec.tensors), "mask") if name in inputs]
     classes = [] if job.class_index is None else [torch.tensor([job.class_index])]
-    for i, picture in enumerate(pictures):
-        score, heat = graph(torch.from_numpy(np.array(picture))[None], mask, *classes)
+    for i in range(len(maps)):
+        score, heat = graph(*(torch.from_numpy(np.array(inputs[name][i : i + 1])) for name in order), *classes)
         scores[i], maps[i] = float(score[0]), heat[0].numpy()
-        tick(i + 1, len(pictures))
+        tick(i + 1, len(maps))
     return Scored(scores, maps)
 
 
-def _score(job: Job, name: GraphName, model: onnx.ModelProto, pictures: NDArray[np.uint8], step: str) -> Scored:
+def _score(job: Job, name: GraphName, model: onnx.ModelProto, inputs: Inputs, step: str) -> Scored:
     session = open_graph(name, model.SerializeToString())
-    return score_all(session, pictures, job.map_side, job.clock.ticks(f"{step} {name}"), job.class_index)
+    return score_all(session, inputs, job.clock.ticks(f"{step} {name}"), job.class_index)
 
 
 def _opener(name: GraphName, model: bytes) -> Callable[[], ort.InferenceSession]:

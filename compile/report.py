@@ -46,7 +46,12 @@ def _shown(evidence: Evidence) -> dict[str, object]:
         "it": evidence,
         "histogram": _histogram(evidence),
         "examples": [
-            {"title": e.title, "score": e.score, "image": _png(e.image), "overlay": _png(_overlay(e, peak))}
+            {
+                "title": e.title,
+                "score": e.score,
+                "images": [_png(each) for each in e.images],
+                "overlay": _png(_overlay(e, peak)),
+            }
             for e in evidence.examples
         ],
         "skipped": evidence.data.skipped[:MOST_SKIPPED],
@@ -77,11 +82,12 @@ def _histogram(evidence: Evidence) -> str:
 
 
 def _overlay(example: Example, peak: float) -> NDArray[np.uint8]:
-    height, width = example.image.shape[:2]
+    image = example.images[-1]
+    height, width = image.shape[:2]
     heat = cv2.resize(example.map, (width, height), interpolation=cv2.INTER_LINEAR)
     level = np.clip(heat / max(peak, 1e-9) * 255, 0, 255).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    return cv2.addWeighted(example.image, 0.45, colours, 0.55, 0).astype(np.uint8)
+    return cv2.addWeighted(image, 0.45, colours, 0.55, 0).astype(np.uint8)
 
 
 def _png(image: NDArray[np.uint8], side: int = 224) -> str:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compile.backbones.choice import LITE_CELL
 from compile.features import Tick, on_disk
 from compile.listing import Skipped
 from compile.scan_data import Scans
-from edge.bundle import ScanInput
+from edge.bundle import Background, ScanInput, ScanSource, ScanTensor
 from edge.front_end import FrameError
 from edge.organised_scan.front_end import organised_scan
+from edge.prepare import as_tensor
 from edge.scans.read import read_points
 from edge.scans.unit import in_millimetres
 
-ScanMap = Literal["geometry", "fpfh"]  # as `edge.organised_scan.front_end.Prepared` has them
+ScanMap = ScanTensor
+FPFH_NEIGHBOURS = 100  # BTF's
 
 
 class ScanMaps(NamedTuple):
@@ -27,6 +30,18 @@ class ScanMaps(NamedTuple):
     maps: dict[ScanMap, NDArray[np.float32]]
     kept: list[int]
     skipped: list[Skipped]
+
+
+def scan_input(source: ScanSource, size: int, background: Background, wanted: Sequence[ScanMap]) -> ScanInput:
+    """Bring scans to a size, and their FPFH, where it is wanted, to the grid of the trunk's finest map."""
+    return ScanInput(
+        height=size,
+        width=size,
+        background=background,
+        fpfh_cells=size // LITE_CELL if "fpfh" in wanted else 0,
+        fpfh_neighbours=FPFH_NEIGHBOURS,
+        source=source,
+    )
 
 
 def load_scan_maps(
@@ -53,7 +68,7 @@ def load_scan_maps(
             skipped.append(Skipped(path, f"scan: {error}"))
             continue
         for name in wanted:
-            values = np.moveaxis(getattr(found, name), 2, 0)
+            values = as_tensor(found, name)
             if name not in maps:
                 maps[name] = on_disk(work / f"{name}.bin", np.dtype(np.float32), (len(paths), *values.shape))
             maps[name][len(kept)] = values

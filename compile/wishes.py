@@ -88,11 +88,8 @@ def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
     except UnknownMethodError as error:
         option = "--teacher" if wanted.method.startswith(TAUGHT) else "--method"
         raise WishError(f"{option}: {error}") from error
-    if method.scans:
-        raise WishError(
-            f"--method {wanted.method}: looks at scans, and no bundle carries a scan yet. Compare it with beltline "
-            "bench, or take a method for pictures."
-        )
+    if wanted.background != "none" and not method.scans:
+        raise WishError(f"--background {wanted.background}: --method {wanted.method} looks at no scan. Leave it out.")
     if budget is not None and wanted.size is None and method.head_share is None:
         raise WishError(
             f"--budget-ms {budget:g}: what --method {wanted.method} takes is known only once it is fitted. Choose "

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compile.backbones.choice import LITE_CELL, Backbone, Level
+from compile.backbones.choice import Backbone, Level
 from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, folder_name, read_data, read_image
 from compile.evaluate import load_masks
 from compile.features import Features, Rows, load_pictures, on_disk
@@ -21,12 +21,11 @@ from compile.learned_defects import draw_defects, load_defects, weigh
 from compile.methods.registry import Samples
 from compile.metrics import MaskRule, Masks
 from compile.pseudo_defects import paint_pictures, wanted
-from compile.scan_maps import ScanMap, load_scan_maps
-from edge.bundle import Background, Input, ScanInput
+from compile.scan_maps import ScanMap, load_scan_maps, scan_input
+from edge.bundle import Background, Input
 from edge.scans.unit import Unit
 
 PAINT_SEED = DRAW_SEED = 0
-FPFH_NEIGHBOURS = 100  # BTF's
 RULES: tuple[MaskRule, ...] = ("paper_nonzero", "half")
 Maps = dict[Level, NDArray[np.float32]]  # [n, C, h, w] each
 
@@ -146,9 +145,8 @@ def load_labelled(
         (work / part).mkdir()
         if scans:
             tick = partial(progress, f"{name}: {part} scans")
-            prepared = load_scan_maps(
-                files, data.scanned, _scan_spec(data, size, background), scans, work / part, tick=tick
-            )
+            scan_spec = scan_input(data.scanned.source(data.good), size, background, scans)
+            prepared = load_scan_maps(files, data.scanned, scan_spec, scans, work / part, tick=tick)
             files = [files[i] for i in prepared.kept]
             skipped += prepared.skipped
         pictures[part], kept, others = load_pictures(files, spec, work / part / "pictures.bin")
@@ -195,19 +193,6 @@ def load_labelled(
         pictures["test"],
         masks,
         remarks,
-    )
-
-
-def _scan_spec(data: DataSet, size: int, background: Background) -> ScanInput:
-    """Bring scans to the size of the pictures, and their FPFH to the grid of the trunk's finest map."""
-    source = data.scanned.source(data.good)
-    return ScanInput(
-        height=size,
-        width=size,
-        background=background,
-        fpfh_cells=size // LITE_CELL,
-        fpfh_neighbours=FPFH_NEIGHBOURS,
-        source=source,
     )
 
 

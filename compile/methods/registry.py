@@ -366,6 +366,8 @@ SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
     "fpfh": _patchcore("FPFH alone, in a bank", levels=(), scans=("fpfh",), centre=PATCH_CENTRE),
 }
 
+DEFAULT_ON_BOTH, DEFAULT_ON_SCANS = "btf", "fpfh"  # scans with pictures, scans alone
+
 VIT_METHODS: dict[str, Method] = {
     "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
     "inp-former": Method(

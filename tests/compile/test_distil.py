@@ -197,15 +197,15 @@ def test_a_teacher_without_a_scale_is_refused() -> None:
     ],
 )
 def test_a_student_is_compiled_where_nothing_else_is_said(
-    options: tuple[str | None, str | None, str], name: str
+    options: tuple[str | None, str | None, str], name: str, tmp_path: Path
 ) -> None:
-    assert choose_method(*options, classes=1) == name
+    assert choose_method(*options, [tmp_path]) == name
 
 
-def test_a_student_is_of_one_product_and_varad_alone_can_be_taught() -> None:
-    assert choose_method(None, None, "lite0", classes=2) == "varad"
+def test_a_student_is_of_one_product_and_varad_alone_can_be_taught(tmp_path: Path) -> None:
+    assert choose_method(None, None, "lite0", [tmp_path, tmp_path]) == "varad"
     with pytest.raises(BadParameter, match="varad alone"):
-        choose_method("pnpt", "grnr", "lite0", classes=1)
+        choose_method("pnpt", "grnr", "lite0", [tmp_path])
 
 
 def test_a_teacher_is_asked_once_and_a_student_learns_from_its_answers(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from compile.methods.student import Student
 from compile.model import Heads, PaintedPictures, TeacherMaps, fit_heads
 from compile.split_plan import SplitPlan, plan_split
 from compile.standardise import Standardised
-from edge.bundle import Input, Source
+from edge.bundle import Input, Source, Spec
 
 PARTS = 30
 SHAPES = ((4, 4, 4), (6, 2, 2))  # channels, height, width
@@ -51,7 +51,7 @@ def _job(folder: Path, method: str = "varad") -> Job:
     data = DataSet(folder, "flat", [], np.arange(0), [], SOURCE, 32)
     evidence = Evidence("x", "1", 0, data, SizeChoice(32, "asked for"))
     settings = Settings(folder, folder / "x.bundle", method=method, fit_steps=20)
-    spec = Input(height=32, width=32, source=SOURCE)
+    spec = Spec(Input(height=32, width=32, source=SOURCE), None, (), (16, 16))
     return Job(settings, Clock(lambda *_: None), folder, spec, evidence, threads=1)
 
 

@@ -15,6 +15,7 @@ from compile.parity import (
     false_reject_shift,
     image_auroc,
     judge_reduced,
+    of_pictures,
     score_all,
 )
 
@@ -51,21 +52,21 @@ def graph(*, dead: bool = False, random: bool = False) -> onnx.ModelProto:
 
 
 def test_a_live_graph_passes_and_a_dead_one_is_refused(inputs) -> None:
-    pictures = np.stack(inputs[:4])
-    check_behaviour(lambda: open_session(graph()), pictures, SIDE)
+    pictures = of_pictures(np.stack(inputs[:4]), SIDE)
+    check_behaviour(lambda: open_session(graph()), pictures)
     with pytest.raises(ParityError, match="dead"):
-        check_behaviour(lambda: open_session(graph(dead=True)), pictures, SIDE)
+        check_behaviour(lambda: open_session(graph(dead=True)), pictures)
 
 
 def test_a_graph_that_does_not_repeat_itself_is_refused(inputs) -> None:
     with pytest.raises(ParityError, match="differently the second time"):
-        check_behaviour(lambda: open_session(graph(random=True)), np.stack(inputs[:3]), SIDE)
+        check_behaviour(lambda: open_session(graph(random=True)), of_pictures(np.stack(inputs[:3]), SIDE))
 
 
 def test_a_graph_that_changes_on_reload_is_refused(inputs) -> None:
     rows = iter([graph(), graph(dead=True)])
     with pytest.raises(ParityError, match="after a reload"):
-        check_behaviour(lambda: open_session(next(rows)), np.stack(inputs[:3]), SIDE)
+        check_behaviour(lambda: open_session(next(rows)), of_pictures(np.stack(inputs[:3]), SIDE))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,6 @@ def test_scoring_one_by_one_is_scoring_the_batch(inputs) -> None:
     session = open_session(graph())
     pictures = np.stack(inputs[:3])
     together = session.run(None, {"image": pictures, "mask": np.ones((3, SIDE, SIDE), np.float32)})
-    found = score_all(session, pictures, SIDE)
+    found = score_all(session, of_pictures(pictures, SIDE))
     np.testing.assert_allclose(found.scores, together[0], rtol=1e-6)
     np.testing.assert_allclose(found.maps, together[1], rtol=1e-6)

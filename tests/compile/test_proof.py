@@ -20,11 +20,13 @@ from compile.data import DataSet, LabelledImage
 from compile.evidence import Evidence
 from compile.image_size import SizeChoice
 from compile.job import FILES, Clock, Job, Settings
-from compile.parity import LABELLED, PAINTED, ParityError
+from compile.parity import LABELLED, PAINTED, ParityError, of_pictures
+from compile.parts import Parts
 from compile.pipeline import compile_data
 from compile.precision import CalibrationRecord, Rendering
 from compile.quantise import Target, render
-from edge.bundle import Input, Source
+from edge.bundle import Input, Source, Spec
+from edge.view import View
 
 SIDE = 128
 MAP = SIDE // 2
@@ -104,16 +106,15 @@ def judged(tmp_path: Path) -> Callable[..., Job]:
         pictures = np.concatenate([good_pictures(12, 2), good_pictures(12, 3)])
         pictures[12:, :40, :40] = 255
         images = [LabelledImage(tmp_path / f"{i}.png", "good" if i < 12 else "white", None) for i in range(24)]
-        proof.judge_on_test(
-            job, Contrast(error), {"float": contrast_graph(), "int8": int8}, proof.Test(images, pictures)
-        )
+        test = proof.Test(images, Parts(of_pictures(pictures, MAP)), [View(image.path) for image in images])
+        proof.judge_on_test(job, Contrast(error), {"float": contrast_graph(), "int8": int8}, test)
         return job
 
     return judge
 
 
-def spec() -> Input:
-    return Input(height=SIDE, width=SIDE, source=SOURCE)
+def spec() -> Spec:
+    return Spec(Input(height=SIDE, width=SIDE, source=SOURCE), None, (), (MAP, MAP))
 
 
 def test_the_whole_test_set_is_compared_with_the_trained_model(judged: Callable[..., Job]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from compile.bench import run
 from compile.bench.run import Wanted, run_bench
 from compile.data import DataError, read_data
+from compile.job import Settings
 from compile.scan_maps import load_scan_maps
 from compile.wishes import WishError, check_wishes
 from edge.bundle import ScanInput
@@ -99,8 +100,6 @@ def mvtec_pictures(tmp_path: Path, photographs: np.ndarray, write: Callable[...,
     return tmp_path / "wall"
 
 
-def test_no_bundle_is_made_with_them_yet(road: Path, tmp_path: Path) -> None:
-    from compile.job import Settings
-
-    with pytest.raises(WishError, match="--method btf: looks at scans, and no bundle carries a scan yet"):
-        check_wishes(Settings(road, tmp_path / "x.bundle", method="btf"))
+def test_a_background_is_of_scans_alone(road: Path, tmp_path: Path) -> None:
+    with pytest.raises(WishError, match="--background belt: --method varad looks at no scan"):
+        check_wishes(Settings(road, tmp_path / "x.bundle", background="belt"))

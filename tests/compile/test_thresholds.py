@@ -20,7 +20,7 @@ from compile.job import FILES, Clock, Job, Settings
 from compile.model import Heads
 from compile.split_plan import plan_split
 from compile.thresholds import extrapolates, oddest_parts, set_thresholds, warn_of_blindness
-from edge.bundle import Input, Source
+from edge.bundle import Source, Spec
 
 SOURCE = Source(height=(128, 128), width=(128, 128), channels=3, white=255)
 
@@ -34,7 +34,7 @@ def job(folder: Path, **wishes: object) -> Job:
     settings = Settings(folder, folder / "x.bundle", **wishes)
     data = DataSet(folder, "flat", [], np.arange(0), [], SOURCE, 128)
     evidence = Evidence("x", "1", 0, data, SizeChoice(128, "asked for"))
-    return Job(settings, Clock(lambda *_: None), folder, Input(height=128, width=128, source=SOURCE), evidence)
+    return Job(settings, Clock(lambda *_: None), folder, Spec(None, None, (), (64, 64)), evidence)
 
 
 def judged(folder: Path, parts: int, groups: NDArray[np.int64] | None = None, **wishes: object) -> Job:

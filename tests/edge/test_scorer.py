@@ -192,7 +192,7 @@ def test_a_hiccup_of_the_box_does_not_count_as_the_recipes_step(
     scorer = Scorer(read_bundle(make_bundle()), "float")
     really_score, calls = scorer.score, 0
 
-    def score(frame: Picture) -> Score:
+    def score(frame: Picture, scan: None) -> Score:
         nonlocal calls
         calls += 1
         if calls in (3, 20):
