@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data),)
 export BELTLINE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help demo test check bench bench-methods bench-compile bench-station bench-bridge bench-calibration bench-scans soak constraints clean system
+.PHONY: help demo demo-scan test check bench bench-methods bench-compile bench-station bench-bridge bench-calibration bench-scans soak constraints clean system
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -17,6 +17,9 @@ help: ## show the targets
 
 demo: $(VENV)/installed ## compile a bundle from photographs and run 300 parts over the simulated belt
 	$(RUN)python -m compile.demo out/demo
+
+demo-scan: $(VENV)/installed ## the same with height scans: compile from them and run 150 parts over the simulated belt
+	$(RUN)python -m compile.demo out/demo-scan --scans
 
 test: check ## what CI runs: static checks, then every test
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist loadfile

@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from compile.demo_parts import LinePart, read_mark
 from edge.bundle import Bundle, GraphName
-from edge.picture import decode
+from edge.frame import Score
+from edge.organised_scan.draw import draw_height
+from edge.prepare import prepare
 from edge.scorer import Scorer
 from edge.tally import Tally
+from edge.view import named, read_view, wanted
+from firmware_bridge.belt.config import TruePart
 
 COLUMNS, CELL, CAPTION = 4, 168, 40  # pixels
 GREEN, RED, YELLOW, INK = (96, 200, 96), (230, 80, 80), (240, 200, 60), (230, 230, 230)
@@ -40,7 +44,7 @@ def write_contact_sheet(
     mistakes = sum(str(part.id) in wrong for part in parts)
     defective = max(0, (limit - mistakes) * 2 // 3)
     chosen = [*order[: mistakes + defective], *[p for p in order if not p.defective and str(p.id) not in wrong]][:limit]
-    cells = [_cell(part, decode((folder / part.picture).read_bytes()), scorer, by_crc) for part in chosen]
+    cells = [_cell(part, part.on_belt(folder), scorer, by_crc) for part in chosen]
     while len(cells) % COLUMNS:
         cells.append(np.full_like(cells[0], GROUND))
     sheet = np.vstack([np.hstack(cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)])
@@ -49,23 +53,42 @@ def write_contact_sheet(
 
 
 def _cell(
-    part: LinePart, frame: NDArray[Any], scorer: Scorer, by_crc: dict[int | None, dict[str, Any]]
+    part: LinePart, on_belt: TruePart, scorer: Scorer, by_crc: dict[int | None, dict[str, Any]]
 ) -> NDArray[np.uint8]:
-    score = scorer.score(frame)
+    image, scan = read_view(named(on_belt.picture, on_belt.scan), wanted(scorer.spec))
+    score = scorer.score(image, scan)
+    frame, place = _shown(image, scan, scorer, score)
     row = by_crc.get(score.input_crc32)
     limit = max(row["threshold"] if row else scorer.threshold, 1e-9)
     heat = np.clip(score.map / (2 * limit), 0, 1)
     coloured = cv2.cvtColor(cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    pictures = [cv2.resize(image, (CELL, CELL), interpolation=cv2.INTER_AREA) for image in (frame, coloured)]
+    pictures = [cv2.resize(each, (CELL, CELL), interpolation=cv2.INTER_AREA) for each in (frame, coloured)]
     cell = np.full((CELL + CAPTION + 8, 2 * CELL + 8, 3), GROUND, np.uint8)
     cell[:CELL, : 2 * CELL] = np.hstack(pictures)
     decision = row["decision"] if row else "?"
     colour = {"ACCEPT": GREEN, "REJECT": RED}.get(decision, YELLOW)
     truth = f"{part.kind} {part.size_px} px" if part.defective else "good"
     shown = f"{row['score']:.3g}" if row and row["score"] is not None else "no score"
-    _write(cell, f"{read_mark(np.asarray(frame, np.uint8)) or part.id}: {truth}", CELL + 16, INK)
+    mark = None if image is None else read_mark(np.asarray(image, np.uint8))
+    _write(cell, f"{mark or part.id}: {truth}{place}", CELL + 16, INK)
     _write(cell, f"{decision}  {shown} / {limit:.3g}", CELL + 33, colour)
     return cell
+
+
+def _shown(image: Any, scan: Any, scorer: Scorer, score: Score) -> tuple[NDArray[Any], str]:
+    """A part's picture, or its height with a box around the worst place, and where that is."""
+    if scan is None:
+        return image, ""
+    ready = prepare(image, scan, scorer.spec)
+    assert ready.scan is not None
+    height = draw_height(ready.scan)
+    if score.worst is None:
+        return height, ""
+    left, top, width, tall = score.worst.box
+    scale = height.shape[0] / score.map.shape[0]
+    corners = [[int(scale * each) for each in (left, top)], [int(scale * each) for each in (left + width, top + tall)]]
+    cv2.rectangle(height, corners[0], corners[1], YELLOW, 2)
+    return height, f", worst at {score.worst.x_mm:.0f} {score.worst.y_mm:.0f} mm"
 
 
 def _write(image: NDArray[np.uint8], text: str, y: int, colour: tuple[int, int, int]) -> None:

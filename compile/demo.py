@@ -1,8 +1,8 @@
-"""`make demo`: the whole product on one machine, from photographs to parts thrown off a belt.
+"""`make demo`: the whole product on one machine, from photographs, or from scans, to parts thrown off a belt.
 
 Makes parts from a photograph, compiles a bundle from the good ones, runs 300 others at 600 a minute past the station,
 and compares three witnesses: the journal, the belt's own judgement, and an independent MQTT subscriber. Exits non-zero
-when a promise was broken.
+when a promise was broken. `make demo-scan` does the same with height scans: 150 parts at 300 a minute.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from calibration.threshold import overkill_interval, rank_for
+from compile.bundle_writer import report_path
 from compile.contact_sheet import write_contact_sheet
 from compile.demo_parts import LinePart, make_demo
+from compile.demo_scans import make_demo_scans
 from edge.bundle import Bundle, GraphName, read_bundle
 from edge.errors import BeltlineError
 from edge.listener import Listener
-from edge.rehearsal import Rehearsal
+from edge.rehearsal import Belt, Rehearsal
 from edge.tally import Tally, journal_rows, judgements, open_triggers, tally
-from firmware_bridge.belt.config import TruePart
 
 TARGET_FALSE_REJECT = 0.03
 TOTAL_P99_MS = 30.0  # told, not judged: the machine decides
@@ -37,6 +38,20 @@ ESCAPE_SHARE = 0.05  # of painted defects above the stated smallest size
 OVERKILL_LEVEL = 0.99
 RUN_LIMIT_S = 180.0
 STEPS = ("queue", "hand_over", "frame", "front_end", "graph", "total")
+
+
+class Demo(NamedTuple):
+    """What is shown."""
+
+    name: str  # of the bundle
+    title: str
+    make: Callable[[Path], list[LinePart]]
+    options: Sequence[str]  # of `beltline compile`
+    belt: Belt
+
+
+PICTURES = Demo("surface", "Parts cut from a photograph", make_demo, (), Belt())
+SCANS = Demo("buns", "Buns on a belt, scanned", make_demo_scans, ("--background", "belt"), Belt(speed_mm_s=500.0))
 
 
 @dataclass(frozen=True)
@@ -55,19 +70,21 @@ class Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folder", type=Path, help="receives parts, bundle, logs, contact sheet and report")
-    folder = parser.parse_args().folder
+    parser.add_argument("--scans", action="store_true", help="height scans in place of pictures")
+    arguments = parser.parse_args()
+    folder, demo = arguments.folder, SCANS if arguments.scans else PICTURES
     console = Console(highlight=False, soft_wrap=True)
     started_s = time.monotonic()
     try:
-        console.rule("1. Parts cut from a photograph")
-        parts = make_demo(folder)
-        console.print(f"{len(parts)} parts for the line, {sum(p.defective for p in parts)} with a painted defect")
+        console.rule(f"1. {demo.title}")
+        parts = demo.make(folder)
+        console.print(f"{len(parts)} parts for the line, {sum(p.defective for p in parts)} with an artificial defect")
         console.rule("2. beltline compile")
-        bundle = compile_good_parts(folder)
+        bundle = compile_good_parts(folder, demo)
         console.rule("3. The line: broker, controller, belt, station, publisher")
-        run = run_line(folder, bundle, parts, console)
+        run = run_line(folder, bundle, parts, console, demo.belt)
         console.rule("4. What happened")
-        console.print(outcome_table(run, parts))
+        console.print(outcome_table(run, parts, demo.belt))
         console.print(latency_table(run.rows))
         sheet = write_contact_sheet(
             folder / "contact_sheet.png", bundle, run.graph, folder, parts=parts, rows=run.rows, counts=run.counts
@@ -75,7 +92,7 @@ def main() -> int:
     except BeltlineError as error:
         console.print(f"demo: {error}", style="red", markup=False)
         return 1
-    console.print(f"pictures  {sheet}\nreport    {folder / 'surface.report.html'}", markup=False)
+    console.print(f"pictures  {sheet}\nreport    {report_path(bundle.path)}", markup=False)
     problems = promises_broken(run, bundle, parts)
     for problem in problems:
         console.print(f"BROKEN    {problem}", style="bold red", markup=False)
@@ -84,19 +101,19 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def compile_good_parts(folder: Path) -> Bundle:
+def compile_good_parts(folder: Path, demo: Demo) -> Bundle:
     """Make a key, compile and sign as a user does.
 
     Raises:
         BeltlineError: it failed; its own words are on the terminal.
 
     """
-    path, key = folder / "surface.bundle", folder / "keys" / "demo.key"
+    path, key = folder / f"{demo.name}.bundle", folder / "keys" / "demo.key"
     beltline = [sys.executable, "-m", "edge"]
     key.parent.mkdir(exist_ok=True)
     if not key.exists():
         _succeed([*beltline, "keys", "new", str(key)])
-    command = [*beltline, "compile", str(folder / "train"), "-o", str(path), "--sign", str(key)]
+    command = [*beltline, "compile", str(folder / "train"), "-o", str(path), "--sign", str(key), *demo.options]
     _succeed([*command, "--target-false-reject", str(TARGET_FALSE_REJECT)])
     return read_bundle(path)
 
@@ -106,14 +123,11 @@ def _succeed(command: Sequence[str]) -> None:
         raise BeltlineError(f"`beltline {command[3]}` failed; its message is above")
 
 
-def run_line(folder: Path, bundle: Bundle, parts: Sequence[LinePart], console: Console) -> Run:
+def run_line(folder: Path, bundle: Bundle, parts: Sequence[LinePart], console: Console, belt: Belt) -> Run:
     """Run every part past the station."""
-    pictures = {str(part.id): (folder / part.picture).absolute() for part in parts}
-    true_parts = [
-        TruePart(id=str(part.id), picture=str(pictures[str(part.id)]), defective=part.defective) for part in parts
-    ]
+    true_parts = [part.on_belt(folder) for part in parts]
     columns = (TextColumn("parts past the gate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Rehearsal(folder / "line", bundle.path, true_parts, keys=folder / "keys") as line:
+    with Rehearsal(folder / "line", bundle.path, true_parts, belt=belt, keys=folder / "keys") as line:
         line.clear()
         cold_start_s = line.start_all()
         console.print(
@@ -147,15 +161,16 @@ def run_line(folder: Path, bundle: Bundle, parts: Sequence[LinePart], console: C
     return Run(rows, messages, summary, counts, graph, broker, cold_start_s)
 
 
-def outcome_table(run: Run, parts: Sequence[LinePart]) -> Table:
+def outcome_table(run: Run, parts: Sequence[LinePart], belt: Belt) -> Table:
     """The one table."""
     counts = run.counts
-    table = Table(title="300 parts at 600 a minute" if len(parts) == 300 else f"{len(parts)} parts", show_header=False)
+    table = Table(title=f"{len(parts)} parts at {60 * belt.speed_mm_s / belt.pitch_mm:g} a minute", show_header=False)
     table.add_row("parts on the belt", f"{counts.parts} ({counts.good} good, {counts.defective} defective)")
     for name, count in sorted(counts.outcomes.items()):
         table.add_row(f"  {name}", str(count))
     sizes = [part.size_px for part in parts if part.defective]
-    painted = f"painted, {min(sizes)} to {max(sizes)} px"
+    unit = "places" if parts[0].scan else "px"
+    painted = f"artificial defects, {min(sizes)} to {max(sizes)} {unit}"
     table.add_row("escapes", f"{len(counts.escapes)} of {counts.defective} defective parts passed ({painted})")
     table.add_row("overkill", f"{len(counts.overkill)} of {counts.good} good parts thrown")
     table.add_row("FAULT", str(counts.faults))
@@ -195,7 +210,7 @@ def promises_broken(run: Run, bundle: Bundle, parts: Sequence[LinePart]) -> list
     sizes = {str(part.id): part.size_px for part in parts}
     escaped = [f"{part} ({sizes[part]} px)" for part in counts.escapes]
     if len(escaped) > ESCAPE_SHARE * counts.defective:
-        problems.append(f"{len(escaped)} of {counts.defective} painted defects escaped: {', '.join(escaped)}")
+        problems.append(f"{len(escaped)} of {counts.defective} defects escaped: {', '.join(escaped)}")
     threshold = bundle.thresholds[0][run.graph]
     rank = rank_for(threshold.parts, threshold.target_false_reject)
     low, high = overkill_interval(threshold.parts, rank, counts.good, OVERKILL_LEVEL)

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from compile.synthesis import Defect, Mask, paint
 from edge.errors import BeltlineError
+from firmware_bridge.belt.config import TruePart
 
 SIDE = 512  # pixels of a picture
 TILE = 392  # pixels of a part in the picture
@@ -56,10 +57,17 @@ class LinePart:
     """One part of the line, as a line of parts.jsonl."""
 
     id: int
-    picture: str  # relative to the folder
+    picture: str  # or its scan; relative to the folder
     defective: bool
     kind: str  # of the defect, or nothing
-    size_px: int  # of the defect, or 0
+    size_px: int  # of the defect, or 0; places of a scan
+    scan: bool = False
+
+    def on_belt(self, folder: Path) -> TruePart:
+        """Put it on the belt simulator."""
+        file = str((folder / self.picture).absolute())
+        seen = {"scan": file} if self.scan else {"picture": file}
+        return TruePart(id=str(self.id), defective=self.defective, **seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +125,8 @@ def write_mark(image: Image, number: int) -> Image:
     """Give a copy of an RGB picture (at least 80 pixels wide) that carries `number` (u32) in its first row."""
     if image.shape[1] < MARK_BITS:
         raise DemoError(f"picture {image.shape[1]} px wide: the mark takes {MARK_BITS}")
-    body = MAGIC + number.to_bytes(4, "big")
-    bits = np.unpackbits(np.frombuffer(body + binascii.crc_hqx(body, 0xFFFF).to_bytes(2, "big"), dtype=np.uint8))
     marked = image.copy()
-    marked[0, :MARK_BITS, 0] = (marked[0, :MARK_BITS, 0] & 0xFE) | bits
+    marked[0, :MARK_BITS, 0] = (marked[0, :MARK_BITS, 0] & 0xFE) | mark_bits(number)
     return np.asarray(marked)
 
 
@@ -128,7 +134,18 @@ def read_mark(image: Image) -> int | None:
     """Give the number that an RGB picture carries, or None where it carries none (or was resized or re-encoded)."""
     if image.ndim != 3 or image.shape[1] < MARK_BITS:
         return None
-    found = np.packbits(image[0, :MARK_BITS, 0] & 1).tobytes()
+    return read_bits(image[0, :MARK_BITS, 0] & 1)
+
+
+def mark_bits(number: int) -> NDArray[np.uint8]:
+    """Give the 80 bits that stand for a number, 0 or 1 each."""
+    body = MAGIC + number.to_bytes(4, "big")
+    return np.unpackbits(np.frombuffer(body + binascii.crc_hqx(body, 0xFFFF).to_bytes(2, "big"), dtype=np.uint8))
+
+
+def read_bits(bits: NDArray[np.integer]) -> int | None:
+    """Give the number that 80 bits stand for, or None where they stand for none."""
+    found = np.packbits(bits).tobytes()
     body, check = found[:8], found[8:]
     if body[:4] != MAGIC or binascii.crc_hqx(body, 0xFFFF).to_bytes(2, "big") != check:
         return None

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-DIAMETERS = (1 / 12, 1 / 6)  # of the scan's shorter side
+DIAMETERS = (1 / 8, 1 / 4)  # of the scan's shorter side
 DEPTHS = (0.15, 0.3)  # of the diameter
 SIGMA = 0.25  # of the diameter
 
