@@ -6,6 +6,7 @@ import json as json_format
 import logging
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +94,7 @@ def _on_signals(end: Callable[[int], None]) -> None:
 
 def _row(judged: Judged) -> dict[str, Any]:
     verdict = judged.verdict
+    worst = judged.score.worst if judged.score else None
     return {
         "part": str(verdict.part_id),
         "picture": judged.picture or None,
@@ -101,7 +103,7 @@ def _row(judged: Judged) -> dict[str, Any]:
         "score": verdict.score,
         "threshold": verdict.threshold,
         "times_ms": {step: round(ms, 3) for step, ms in verdict.times_ms.items()},
-    }
+    } | ({"worst": asdict(worst)} if worst else {})
 
 
 def _table(rows: list[dict[str, Any]], settings: Settings) -> Table:
