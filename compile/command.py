@@ -141,7 +141,7 @@ def compile_bundle(  # noqa: PLR0917 - the command line
 
 def choose_method(method: str | None, teacher: str | None, backbone: str, data: Sequence[Path]) -> str:
     """Name the method of these options: where nothing else is said one for scans, or a student where it can be."""
-    if teacher is not None and method not in {None, "varad"}:
+    if teacher not in {None, "none"} and method not in {None, "varad"}:
         raise typer.BadParameter(f"--method {method}: varad alone can be taught; leave --method or --teacher out.")
     if method is None and teacher is None and (found := [find_scans(folder) for folder in data]) and all(found):
         pictured = all(sample.picture for each in found if each for sample in each.good)

@@ -160,6 +160,7 @@ def read_data(
     group_by: str = "near-duplicates",
     tick: Callable[[int, int], None] | None = None,
     unit: Unit | None = None,
+    fewest: int = FEWEST_PARTS,
 ) -> DataSet:
     """Look at every file of a folder once.
 
@@ -169,9 +170,10 @@ def read_data(
             regular expression on the file name whose first group (or whole match) names the part.
         tick: told (files done, files in all).
         unit: of scans; None to tell it from what they span.
+        fewest: good images that are needed.
 
     Raises:
-        DataError: no such folder, no readable image, or too few good ones.
+        DataError: no such folder, no readable image, too few good ones, or a mask that is not its picture's.
 
     """
     if not folder.is_dir():
@@ -202,13 +204,16 @@ def read_data(
         if tick:
             tick(done, total)
     kept = _near_in_size(_one_format(seen, skipped, remarks), skipped)
-    if len(kept) < FEWEST_PARTS:
+    if len(kept) < fewest:
+        why = ": also a method that is fitted on few takes its threshold from them" if fewest == FEWEST_PARTS else ""
         unread = [item for item in skipped if item.path in set(files)]
         because = f"; skipped: {_by_reason(unread)}" if unread else ""
         raise DataError(
-            f"{folder}: {len(kept)} usable good image(s) among {len(files)} file(s), at least {FEWEST_PARTS} are needed"
-            f"{because}. Add images of good parts: also a method that is fitted on few takes its threshold from them."
+            f"{folder}: {len(kept)} usable good image(s) among {len(files)} file(s), at least {fewest} are needed"
+            f"{because}. Add images of good parts{why}."
         )
+    for image in test:
+        check_mask(image)
     groups = _groups(kept, group_by, remarks)
     looks = _look_at_test(kept, test, scans, remarks, lambda done: tick(len(files) + done, total) if tick else None)
     return DataSet(
@@ -392,3 +397,27 @@ def part_name(path: Path, pattern: str) -> str:
     if match is None:
         raise DataError(f"--group-by {pattern!r} does not match {path.name}: every image needs a part.")
     return match.group(1) if match.groups() else match.group(0)
+
+
+def check_mask(image: LabelledImage) -> None:
+    """Refuse a mask that does not belong to its picture.
+
+    Raises:
+        DataError: it cannot be read, or is of another size.
+
+    """
+    if image.mask is None:
+        return
+    try:
+        picture = read_image(image.path).shape[:2]
+    except UnreadableImageError:
+        return  # skipped, and named, where the pictures are loaded
+    try:
+        mask = read_image(image.mask).shape[:2]
+    except UnreadableImageError as error:
+        raise DataError(f"{image.mask}: not a readable mask: {error}. Replace it, or remove it.") from error
+    if mask != picture:
+        raise DataError(
+            f"{image.mask}: the mask has {mask[1]}x{mask[0]} pixels, its picture {image.path} has "
+            f"{picture[1]}x{picture[0]}. Give the mask of this picture, at its size."
+        )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.data import LabelledImage, UnreadableImageError, read_image
+from compile.data import LabelledImage, read_image
 from compile.evidence import Interval, TestRow
 from compile.metrics import MaskRule, MetricError, paired_pixel_difference, pixel_metrics, resize_mask
 from compile.parity import Scored, image_auroc
@@ -25,10 +25,7 @@ def _mask(image: LabelledImage, side: int, rule: MaskRule) -> NDArray[np.bool_] 
         return np.zeros((side, side), bool)
     if image.mask is None:
         return None
-    try:
-        mask = read_image(image.mask)
-    except UnreadableImageError:
-        return None
+    mask = read_image(image.mask)
     return resize_mask(mask if mask.ndim == 2 else mask.max(axis=2), side, side, rule)
 
 

@@ -376,8 +376,7 @@ def _write(
     )
     path = report_path(wanted.output)
     with replacing(path, report):  # a bundle without its report would not do, nor the other way round
-        small = job.backbone.family == "lite" and not method.bank  # a memory bank lies in each graph, at every --size
-        budget = SIZE_BUDGET if small else SIZE_LIMIT
+        budget = SIZE_BUDGET if method.light else SIZE_LIMIT
         smaller = "Choose a smaller --size" + (", or compile fewer classes together." if several else ".")
         bundle = write_bundle(wanted.output, manifest, files, budget=budget, smaller=smaller)
     return Compiled(bundle, path, classes)

@@ -44,7 +44,14 @@ class WorkError(BeltlineError):
 
 
 def work_path(output: Path) -> Path:
-    """Give where the work for the bundle at `output` lies."""
+    """Give where the work for the bundle at `output` lies.
+
+    Raises:
+        WorkError: that is no name of a file.
+
+    """
+    if not output.name:
+        raise WorkError(f"-o {output}: names a folder. Give the bundle's file, for example parts.bundle.")
     return output.with_name(f"{output.stem}{WORK}")
 
 
@@ -78,8 +85,13 @@ def key_of(
 
 
 @contextmanager
-def working_folder(folder: Path, key: str) -> Iterator[Path]:
+def working_folder(folder: Path, key: str, *, keep: bool = False) -> Iterator[Path]:
     """Own the folder, with what was done under this key before.
+
+    Args:
+        folder: made where there is none.
+        key: of what is done in it.
+        keep: also where it failed: other wishes may go on with what was done.
 
     Raises:
         WorkError: another compilation owns it, something else lies there, or it cannot be written.
@@ -94,7 +106,8 @@ def working_folder(folder: Path, key: str) -> Iterator[Path]:
         try:
             yield folder
         except Exception:
-            _remove(folder)
+            if not keep:
+                _remove(folder)
             raise
         _remove(folder)
     finally:

@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from compile.backbones.choice import BACKBONES, DEFAULT, find_backbone
+from compile.backbones.choice import BACKBONES, DEFAULT, Backbone, find_backbone
 from compile.bench.page import render_page
 from compile.bench.run import Results, Wanted, run_bench
 from compile.bench.settings import able
 from compile.bench.table import WIDTH, print_results, to_csv, to_json
-from compile.methods.registry import BY_FAMILY, METHODS, SCAN_METHODS
+from compile.job import WORK
+from compile.methods.registry import BY_FAMILY, DEFAULT_METHOD, METHODS, SCAN_METHODS
 from compile.terminal import ended_well, write_json
 from compile.wishes import WishError
-from compile.work import work_path
 from edge.bundle import Background
 from edge.scans.unit import Unit
 
@@ -28,8 +28,8 @@ def bench(  # noqa: PLR0917 - the command line
     methods: Annotated[
         str | None,
         typer.Option(
-            help=f"Names with commas between, the first compared with: {', '.join(METHODS)}; for scans: "
-            f"{', '.join(SCAN_METHODS)}.",
+            help=f"Names with commas between, the first compared with: {', '.join(METHODS)}; {DEFAULT_METHOD}, or "
+            f"varad taught by another; for scans: {', '.join(SCAN_METHODS)}.",
             show_default="all that backbone and setting take, but for those for scans",
         ),
     ] = None,
@@ -67,11 +67,12 @@ def bench(  # noqa: PLR0917 - the command line
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, no progress.")] = False,
 ) -> None:
     """Compare methods on labelled data sets: the table that papers print, and their maps."""
-    with ended_well(as_json=as_json) as tick:
+    work = output / f"bench{WORK}"
+    with ended_well(as_json=as_json, work=work) as tick:
         trunk = find_backbone(backbone)
         counts = _counts(shots)
         names = (
-            able(BY_FAMILY[trunk.family], together=together, shots=counts)
+            [*able(BY_FAMILY[trunk.family], together=together, shots=counts), *_shipped(trunk, together or counts)]
             if methods is None
             else [name.strip() for name in methods.split(",") if name.strip()]
         )
@@ -88,7 +89,7 @@ def bench(  # noqa: PLR0917 - the command line
             shots=counts,
             unit=unit,
             background=background,
-            work=work_path(output),
+            work=work,
         )
         results = run_bench(wanted, tick)
     console = Console(record=True, width=WIDTH, file=io.StringIO() if as_json else sys.stdout)
@@ -98,6 +99,11 @@ def bench(  # noqa: PLR0917 - the command line
         write_json({**to_json(results), "files": [str(file) for file in files]})
     else:
         console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _shipped(trunk: Backbone, setting: object) -> list[str]:
+    """Name what is compiled by default, where it can be compared: on its trunk, one model per product, all pictures."""
+    return [] if setting or trunk.family != "lite" else [DEFAULT_METHOD]
 
 
 def _counts(shots: str) -> list[int]:

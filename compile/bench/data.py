@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compile.backbones.choice import Backbone, Level
-from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, folder_name, read_data, read_image
+from compile.data import FEWEST_PARTS, DataError, DataSet, LabelledImage, folder_name, read_data
 from compile.evaluate import load_masks
 from compile.features import Features, Rows, load_pictures, on_disk
 from compile.job import Progress
@@ -74,7 +74,13 @@ class Labelled:
         return Samples(good, painted, self.covered[rows])
 
 
-def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0, unit: Unit | None = None) -> DataSet:
+def read_labelled(
+    folder: Path,
+    progress: Progress,
+    learn_defects: int = 0,
+    unit: Unit | None = None,
+    fewest: int = FEWEST_PARTS,
+) -> DataSet:
     """Read a folder of MVTec style, and refuse what cannot be compared on.
 
     Args:
@@ -82,17 +88,16 @@ def read_labelled(folder: Path, progress: Progress, learn_defects: int = 0, unit
         progress: told what is done.
         learn_defects: how many labelled defects leave the test, for the methods that learn from them.
         unit: of scans; None to tell it from what they span.
+        fewest: good pictures to fit on.
 
     Raises:
         DataError: no such folder, too few pictures, only scans, only one kind of test pictures, a mask of another size.
 
     """
     step = f"{folder_name(folder)}: read"
-    data = read_data(folder, tick=lambda done, of: progress(step, done, of), unit=unit)
+    data = read_data(folder, tick=lambda done, of: progress(step, done, of), unit=unit, fewest=fewest)
     data.pictures  # noqa: B018 - refuses scans alone
     check_kinds(folder, data.test)
-    for image in data.test:
-        _check_mask(image)
     if learn_defects:
         data = draw_defects(data, learn_defects, DRAW_SEED)
         check_kinds(folder, data.test, f", once {learn_defects} are learned from with what shows the same parts")
@@ -208,24 +213,6 @@ def check_kinds(folder: Path, images: Sequence[LabelledImage], when: str = "") -
         raise DataError(
             f"{folder}: {len(images) - defective} good and {defective} defective test pictures that can be read{when}: "
             "both kinds are needed to compare methods. Put them into test/good and test/<kind of defect>."
-        )
-
-
-def _check_mask(image: LabelledImage) -> None:
-    if image.mask is None:
-        return
-    try:
-        picture = read_image(image.path).shape[:2]
-    except UnreadableImageError:
-        return  # skipped, and named, where the pictures are loaded
-    try:
-        mask = read_image(image.mask).shape[:2]
-    except UnreadableImageError as error:
-        raise DataError(f"{image.mask}: not a readable mask: {error}. Replace it, or remove it.") from error
-    if mask != picture:
-        raise DataError(
-            f"{image.mask}: the mask has {mask[1]}x{mask[0]} pixels, its picture {image.path} has "
-            f"{picture[1]}x{picture[0]}. Give the mask of this picture, at its size."
         )
 
 

@@ -29,7 +29,7 @@ from compile.bench.kept import Run, is_kept, keep_run, read_run
 from compile.bench.page import Shown, choose_pictures, show
 from compile.bench.score import score_maps
 from compile.bench.settings import Entry, check_setting, samples_of
-from compile.data import DataSet, folder_name
+from compile.data import FEWEST_PARTS, DataSet, folder_name
 from compile.export import export, join
 from compile.fitting import one_thread
 from compile.job import Progress
@@ -63,6 +63,7 @@ class Wanted:
     work: Path | None = None  # where what is done is kept until all is: a comparison that was killed goes on
 
 
+FEWEST_GOOD = 1  # pictures, where methods are fitted on so many shots
 REPEATED = ("methods", "seeds", "data", "work")  # wishes that change no single run
 MAPS = "maps-"  # of pictures, which are computed anew
 SAMPLES = "samples"
@@ -133,7 +134,8 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     entries = check_wanted(wanted, backbone)
     methods = [entry.method for entry in entries]
     # what is wrong shows before the work
-    sets = [read_labelled(folder, progress, wanted.learn_defects, wanted.unit) for folder in wanted.data]
+    fewest = max(FEWEST_GOOD, *wanted.shots) if wanted.shots else FEWEST_PARTS
+    sets = [read_labelled(folder, progress, wanted.learn_defects, wanted.unit, fewest) for folder in wanted.data]
     union: tuple[Level, ...] = tuple(
         sorted({level for each in methods for level in (*each.levels, *(each.teacher or each).levels)})
     )
@@ -177,7 +179,7 @@ def _working_folder(wanted: Wanted, sets: Sequence[DataSet], backbone: Backbone)
             yield Path(name)
         return
     wishes = {name: value for name, value in asdict(wanted).items() if name not in REPEATED}
-    with working_folder(wanted.work, key_of(wishes, sets, backbone, wanted.size, machine())) as folder:
+    with working_folder(wanted.work, key_of(wishes, sets, backbone, wanted.size, machine()), keep=True) as folder:
         for left in folder.glob(f"{MAPS}*"):
             shutil.rmtree(left)
         yield folder

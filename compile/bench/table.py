@@ -20,9 +20,9 @@ RULE_WORDS: dict[MaskRule, str] = {
     "half": "masks: half (bilinearly resized, threshold 0.5)",
 }
 NOTE = (
-    "exact figures at the map's resolution, no crop; AUPRO up to FPR 0.3; +- standard deviation over seeds; fit s: "
-    "median over seeds, one thread per fit; ms: median of the float graph, ONNX Runtime, one thread; MB: peak of a "
-    "process that runs this graph alone"
+    "exact figures at the map's resolution, no crop; AUPRO up to FPR 0.3; +- standard deviation over seeds of the fit, "
+    "which all see the same pictures and painted defects; fit s: median over seeds, one thread per fit; ms: median of "
+    "the float graph, ONNX Runtime, one thread; MB: peak of a process that runs this graph alone"
 )
 
 
@@ -118,7 +118,7 @@ def _row_json(row: Row) -> dict[str, object]:
 def _print_table(console: Console, title: str, rows: list[Row], rule: MaskRule) -> None:
     table = Table(title=title, title_justify="left")
     for heading in ("method", *FIGURES, "fit s", "M params", "GMAC", "ms", "MB"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+        table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
     for row in rows:
         cost = row.cost
         table.add_row(
@@ -136,7 +136,7 @@ def _print_table(console: Console, title: str, rows: list[Row], rule: MaskRule) 
 def _print_differences(console: Console, title: str, rows: list[Row], rule: MaskRule) -> None:
     table = Table(title=f"{title}: minus {rows[0].label}, 95 % paired bootstrap over pictures", title_justify="left")
     for heading in ("method", *FIGURES):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+        table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
     for row in rows[1:]:
         table.add_row(row.label, *(_difference(row.differences[rule].get(name)) for name in FIGURES))
     console.print(table)
@@ -145,7 +145,7 @@ def _print_differences(console: Console, title: str, rows: list[Row], rule: Mask
 def _print_means(console: Console, results: Results, rule: MaskRule) -> None:
     table = Table(title=f"plain mean over {len(results.test)} data sets, {rule}", title_justify="left")
     for heading in ("method", *FIGURES):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+        table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
     for label in dict.fromkeys(row.label for row in results.rows):
         rows = [row.figures[rule] for row in results.rows if row.label == label]
         means = [

@@ -109,7 +109,7 @@ def descend(
         if not torch.isfinite(value) or (accelerator.scaler is None and not torch.isfinite(norm)):
             raise FitError(
                 f"the {what} diverged at step {step} of {steps}: loss {value.item():.3g}, gradient {norm.item():.3g}. "
-                "Lower the learning rate."
+                "Look at the pictures; another --seed, or fewer --fit-steps, may do."
             )
         stepper.step()
         schedule.step()

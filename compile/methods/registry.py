@@ -106,11 +106,13 @@ class Method:
         painted: whether it learns from painted defects, too.
         standardised: whether its maps are counted in deviations of good parts (`compile.standardise`).
         image_score: what the model's own image score is, for people; empty where the map gives the score.
-        bank: whether most of its bundle is a memory bank, which is as large at every picture size.
+        bank: whether it is a memory bank.
+        light: whether its bundle is small on every box (`compile.bundle_writer.SIZE_BUDGET`).
         head_share: time of the head relative to the trunk's, where it was measured.
         several: whether one model may serve several classes.
         centre: of the first cell of its maps, in cells from the picture's edge.
-        published_map: whether INP-Former's published map stands in place of interpolation and smoothing.
+        published_map: whether INP-Former's published map, its darkened rim included, stands in place of interpolation
+            and smoothing.
         teacher: of a student, which is fitted on what `ask` gives.
         scans: maps of the scan that it takes after the trunk's; with no levels it sees no picture at all.
         shots: for a method that can do with a few good pictures.
@@ -129,6 +131,7 @@ class Method:
     published_map: bool = False
     image_score: str = ""
     bank: bool = False
+    light: bool = False
     head_share: float | None = None
     several: bool = False
     teacher: Method | None = None
@@ -149,7 +152,7 @@ class Method:
         classes = [torch.zeros(1, dtype=torch.int64)] if getattr(model, "takes_class", False) else []
         grids = [(found.shape[1], found.shape[2]) for found in model(one, *classes)]
         if self.published_map:
-            return published_head(model, grids[0], map_size).eval()
+            return published_head(model, grids[0], map_size, padding="zero").eval()
         return AnomalyHead(model, grids, map_size, top=self.top, smoothing=self.smoothing, centre=self.centre).eval()
 
 
@@ -168,7 +171,8 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
     if name not in methods:
         others = [FAMILIES[family] for family, known in BY_FAMILY.items() if name in known]
         why = f"method {name!r} is for {others[0]}, and {backbone.name} is none" if others else f"no method {name!r}"
-        raise UnknownMethodError(f"{why}. There are: {', '.join(methods)}.")
+        taught = f", and {DEFAULT_METHOD} or another {TAUGHT}NAME" if backbone.family == "lite" else ""
+        raise UnknownMethodError(f"{why}. There are: {', '.join(methods)}{taught}.")
     method = methods[name]
     levels = method.levels if backbone.family == "lite" else backbone.groups(method.groups)
     return replace(method, levels=levels)
@@ -226,6 +230,12 @@ def _fit_grnr(samples: Samples, seed: int, steps: int | None, progress: Progress
     return fit_grnr([each[:0] for each in samples.good], seed=seed, progress=progress).eval()
 
 
+def _fit_grnr_as_published(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    del steps
+    nothing = [each[:0] for each in samples.good]
+    return fit_grnr(nothing, seed=seed, progress=progress, self_filter="published", border="cut").eval()
+
+
 def _fit_grnr_on_shots(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     del steps
     return fit_grnr(samples.good, seed=seed, progress=progress).eval()
@@ -260,6 +270,7 @@ def _student(teacher: Method) -> Method:
         top=0.0,
         smoothing=1.5,
         painted=True,
+        light=True,
         head_share=0.85,
         teacher=teacher,
     )
@@ -325,10 +336,14 @@ _grnr = Method(
     several=True,
     shots=Shots(_fit_grnr_on_shots, fewest=0),
 )
+_grnr_published = Method(
+    "GRNR as its demo has it: first vectors, no border", _fit_grnr_as_published, several=True, top=0.0
+)
 
 METHODS: dict[str, Method] = {
     "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
     "grnr": _grnr,
+    "grnr-published": _grnr_published,
     "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
     "patchcore-32": _patchcore("PatchCore with stride 32 too, the taps of inp-former-pp", levels=STRIDES),
     "inp-former": Method(
@@ -351,6 +366,7 @@ METHODS: dict[str, Method] = {
         "VarAD (lightweight; constants of the paper unverified)",
         partial(_fit_varad, sizes=SIZES),
         standardised=True,
+        light=True,
         head_share=0.6,
     ),
     "varad-full": Method(
@@ -371,7 +387,7 @@ DEFAULT_ON_BOTH, DEFAULT_ON_SCANS = "btf", "fpfh"  # scans with pictures, scans 
 VIT_METHODS: dict[str, Method] = {
     "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),
     "inp-former": Method(
-        "INP-Former, as published",
+        "INP-Former: model, losses and map as published",
         _fit_inp_former_on_patches,
         published_map=True,
         several=True,
@@ -389,6 +405,7 @@ VIT_METHODS: dict[str, Method] = {
         groups=4,
     ),
     "grnr": _grnr,
+    "grnr-published": _grnr_published,
     "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
 }
 BY_FAMILY: dict[Family, dict[str, Method]] = {
