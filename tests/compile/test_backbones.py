@@ -145,7 +145,7 @@ def test_a_bundle_on_a_vision_transformer_runs_on_the_box_and_builds(mvtec: Path
     told = json.loads(capsys.readouterr().out)
     bundle = read_bundle(output)
     manifest = bundle.manifest
-    assert manifest.method == "INP-Former, as published"
+    assert manifest.method == "INP-Former: model, losses and map as published"
     assert manifest.provenance["backbone"].endswith("maps_2_3_4_5, maps_6_7_8_9, frozen")
     assert manifest.provenance["backbone_sha256"] == find_backbone(str(vit)).digest()
     assert (manifest.map_height, manifest.map_width) == (256, 256)

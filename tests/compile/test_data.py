@@ -111,6 +111,15 @@ def test_mvtec_layout_pairs_masks_by_name(tmp_path: Path, photographs, write) ->
     assert not {image.path for image in found.test} & set(found.good)
 
 
+def test_a_mask_of_another_size_is_no_mask_of_its_picture(mvtec: Path, write) -> None:
+    path = write(mvtec / "ground_truth" / "hole" / "4_mask.png", np.full((72, 144), 255, np.uint8))
+    with pytest.raises(DataError, match=rf"{path}: the mask has 144x72 pixels, its picture .*/4\.png has 144x144"):
+        read_data(mvtec)
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=rf"{path}: not a readable mask"):
+        read_data(mvtec)
+
+
 def test_sixteen_bit_white_is_decided_once_for_the_set(tmp_path: Path, photographs, write) -> None:
     for i, image in enumerate(photographs[:24]):
         grey = image[..., 0].astype(np.uint16) * 8  # 12-bit camera, at most 2040

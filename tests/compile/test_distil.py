@@ -194,6 +194,7 @@ def test_a_teacher_without_a_scale_is_refused() -> None:
         (("varad", "grnr", "lite0"), "varad-from-grnr"),
         ((None, "grnr", "lite0"), "varad-from-grnr"),
         (("pnpt", None, "lite0"), "pnpt"),
+        (("pnpt", "none", "lite0"), "pnpt"),
     ],
 )
 def test_a_student_is_compiled_where_nothing_else_is_said(

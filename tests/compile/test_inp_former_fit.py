@@ -218,7 +218,7 @@ def test_progress_counts_the_steps():
 
 
 def test_a_diverging_fit_says_so():
-    with pytest.raises(FitError, match=r"diverged at step \d+ of 20: loss .+ Lower the learning rate"):
+    with pytest.raises(FitError, match=r"diverged at step \d+ of 20: loss .+ Look at the pictures"):
         fit_inp_former(good_maps(4, 1), seed=0, steps=20, size=SIZE, recipe=Recipe(rate=1e30))
 
 

@@ -42,6 +42,22 @@ def test_work_that_failed_is_thrown_away(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_work_that_others_may_go_on_with_stays_when_it_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "x.work"
+    with suppress(ValueError), working_folder(folder, "a", keep=True) as found:
+        (found / "run").write_text("done")
+        raise ValueError("one of several")
+    with working_folder(folder, "a", keep=True) as found:
+        assert (found / "run").read_text() == "done"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("output", [".", "/"])
+def test_a_bundle_needs_a_name(output: str) -> None:
+    with pytest.raises(WorkError, match=r"names a folder\. Give the bundle's file"):
+        work_path(Path(output))
+
+
 def test_a_second_compilation_of_one_bundle_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "x.work"
     with working_folder(folder, "a"):
