@@ -57,9 +57,9 @@ def _cell(
 ) -> NDArray[np.uint8]:
     image, scan = read_view(named(on_belt.picture, on_belt.scan), wanted(scorer.spec))
     score = scorer.score(image, scan)
-    frame, place = _shown(image, scan, scorer, score)
     row = by_crc.get(score.input_crc32)
     limit = max(row["threshold"] if row else scorer.threshold, 1e-9)
+    frame, place = _shown(image, scan, scorer, score, limit)
     heat = np.clip(score.map / (2 * limit), 0, 1)
     coloured = cv2.cvtColor(cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     pictures = [cv2.resize(each, (CELL, CELL), interpolation=cv2.INTER_AREA) for each in (frame, coloured)]
@@ -67,7 +67,8 @@ def _cell(
     cell[:CELL, : 2 * CELL] = np.hstack(pictures)
     decision = row["decision"] if row else "?"
     colour = {"ACCEPT": GREEN, "REJECT": RED}.get(decision, YELLOW)
-    truth = f"{part.kind} {part.size_px} px" if part.defective else "good"
+    unit = "places" if part.scan else "px"
+    truth = f"{part.kind} {part.size_px} {unit}" if part.defective else "good"
     shown = f"{row['score']:.3g}" if row and row["score"] is not None else "no score"
     mark = None if image is None else read_mark(np.asarray(image, np.uint8))
     _write(cell, f"{mark or part.id}: {truth}{place}", CELL + 16, INK)
@@ -75,20 +76,20 @@ def _cell(
     return cell
 
 
-def _shown(image: Any, scan: Any, scorer: Scorer, score: Score) -> tuple[NDArray[Any], str]:
-    """A part's picture, or its height with a box around the worst place, and where that is."""
+def _shown(image: Any, scan: Any, scorer: Scorer, score: Score, limit: float) -> tuple[NDArray[Any], str]:
+    """A part's picture, or its height with a box around a place that is too bad, and where that is."""
     if scan is None:
         return image, ""
     ready = prepare(image, scan, scorer.spec)
     assert ready.scan is not None
     height = draw_height(ready.scan)
-    if score.worst is None:
+    if score.worst is None or score.value <= limit:
         return height, ""
     left, top, width, tall = score.worst.box
     scale = height.shape[0] / score.map.shape[0]
     corners = [[int(scale * each) for each in (left, top)], [int(scale * each) for each in (left + width, top + tall)]]
     cv2.rectangle(height, corners[0], corners[1], YELLOW, 2)
-    return height, f", worst at {score.worst.x_mm:.0f} {score.worst.y_mm:.0f} mm"
+    return height, f", at {score.worst.x_mm:.0f} {score.worst.y_mm:.0f} mm"
 
 
 def _write(image: NDArray[np.uint8], text: str, y: int, colour: tuple[int, int, int]) -> None:

@@ -33,7 +33,6 @@ from edge.rehearsal import Belt, Rehearsal
 from edge.tally import Tally, journal_rows, judgements, open_triggers, tally
 
 TARGET_FALSE_REJECT = 0.03
-TOTAL_P99_MS = 30.0  # told, not judged: the machine decides
 ESCAPE_SHARE = 0.05  # of painted defects above the stated smallest size
 OVERKILL_LEVEL = 0.99
 RUN_LIMIT_S = 180.0
@@ -48,10 +47,14 @@ class Demo(NamedTuple):
     make: Callable[[Path], list[LinePart]]
     options: Sequence[str]  # of `beltline compile`
     belt: Belt
+    goal: tuple[int, float]  # percentile of trigger to verdict, ms: told, not judged, as the machine decides
 
 
-PICTURES = Demo("surface", "Parts cut from a photograph", make_demo, (), Belt())
-SCANS = Demo("buns", "Buns on a belt, scanned", make_demo_scans, ("--background", "belt"), Belt(speed_mm_s=500.0))
+PICTURES = Demo("surface", "Parts cut from a photograph", make_demo, (), Belt(), (99, 30.0))
+SLOW = Belt(speed_mm_s=500.0, step_limit_ms=400)  # a scan takes longer than a picture
+SCANS = Demo(
+    "buns", "Buns on a belt, scanned", make_demo_scans, ("--background", "belt", "--size", "192"), SLOW, (50, 150.0)
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def main() -> int:
         run = run_line(folder, bundle, parts, console, demo.belt)
         console.rule("4. What happened")
         console.print(outcome_table(run, parts, demo.belt))
-        console.print(latency_table(run.rows))
+        console.print(latency_table(run.rows, *demo.goal))
         sheet = write_contact_sheet(
             folder / "contact_sheet.png", bundle, run.graph, folder, parts=parts, rows=run.rows, counts=run.counts
         )
@@ -187,7 +190,7 @@ def outcome_table(run: Run, parts: Sequence[LinePart], belt: Belt) -> Table:
     return table
 
 
-def latency_table(rows: Sequence[dict[str, Any]]) -> Table:
+def latency_table(rows: Sequence[dict[str, Any]], percentile: int, goal_ms: float) -> Table:
     """Where the time went; `total` is trigger to verdict."""
     times: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -199,8 +202,9 @@ def latency_table(rows: Sequence[dict[str, Any]]) -> Table:
             shown = (values[len(values) // 2], values[min(len(values) - 1, len(values) * 99 // 100)], values[-1])
             table.add_row(step, *(f"{value:.2f}" for value in shown))
             if step == "total":
-                verdict = "met" if shown[1] <= TOTAL_P99_MS else "missed on this machine"
-                table.caption = f"total is trigger to verdict; budget of {TOTAL_P99_MS:g} ms at p99 {verdict}"
+                met = values[min(len(values) - 1, len(values) * percentile // 100)] <= goal_ms
+                verdict = "met" if met else "missed on this machine"
+                table.caption = f"total is trigger to verdict; budget of {goal_ms:g} ms at p{percentile} {verdict}"
     return table
 
 

@@ -29,6 +29,7 @@ from firmware_bridge.host_controller import build
 
 MEMBERS = ("broker", "controller", "belt", "station", "publisher")
 STOP_S = 10.0
+SPARE_MS = 100  # from the longest step to the end of the controller's patience
 
 
 class RehearsalError(BeltlineError):
@@ -48,6 +49,7 @@ class Belt:
     window_before_mm: int = 10
     window_after_mm: int = 60
     actuator_delay_ms: float = 15.0
+    step_limit_ms: int = 200  # of the station
 
 
 class Rehearsal:
@@ -293,6 +295,8 @@ gate_window_before_counts = {belt.window_before_mm * per_mm}
 gate_window_after_counts = {belt.window_after_mm * per_mm}
 min_part_spacing_counts = {(belt.window_before_mm + belt.window_after_mm) * per_mm}
 actuator_delay_ms = {belt.actuator_delay_ms}
+step_limit_ms = {belt.step_limit_ms}
+heartbeat_timeout_ms = {belt.step_limit_ms + SPARE_MS}
 
 [mqtt]
 host = "127.0.0.1"

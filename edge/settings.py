@@ -91,11 +91,12 @@ class BundleChoice(Table):
 
 
 class FolderSource(Table):
-    """Each file of a folder is the picture of one part, in the order of names: part n sees file n."""
+    """Each file of a folder is the picture or the scan of one part, in the order of names: part n sees file n."""
 
     kind: Literal["folder"]
     path: FileName = Field(
-        title="Folder", description="folder of JPEG, PNG, BMP or TIFF pictures; parts after the last are FAULT"
+        title="Folder",
+        description="folder of JPEG, PNG, BMP or TIFF pictures, or of scans; parts after the last are FAULT",
     )
 
 
@@ -142,7 +143,7 @@ class CameraSource(Table):
 
 
 class BeltSource(Table):
-    """The belt simulator's camera: it names the part in each picture it sends."""
+    """The belt simulator's camera or scanner: it names the part in each picture or scan it sends."""
 
     kind: Literal["belt"]
     socket: FileName = Field(title="Socket", description="Unix socket of the simulator's camera")

@@ -25,6 +25,7 @@ from compile.tensorrt_build import build, check_allowed
 from compile.trunk_graph import export_trunk
 
 SIDE = 144
+SCAN_SIDE, GOOD_SCANS = 128, 21
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,26 @@ def photographs() -> NDArray[np.uint8]:
     cuts = [surface[y : y + SIDE, x : x + SIDE].astype(np.float32) for y, x in cells]
     lit = [cut * rng.uniform(0.95, 1.05) + rng.normal(0, 1.5, cut.shape) for cut in cuts]
     return np.stack([np.clip(each[..., None] * (1.0, 0.8, 0.6), 0, 255).astype(np.uint8) for each in lit])
+
+
+@pytest.fixture(scope="session")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rough surface; defects are dents that no picture shows."""
+    root = tmp_path_factory.mktemp("scans") / "road"
+    y, x = np.mgrid[:SCAN_SIDE, :SCAN_SIDE] - SCAN_SIDE / 2
+    for part, count in (("train/good", GOOD_SCANS), ("test/good", 6), ("test/dent", 6)):
+        for folder in ("rgb", "xyz", "gt"):
+            (root / part / folder).mkdir(parents=True)
+        for i in range(count):
+            rng = np.random.default_rng(1000 * len(part) + i)
+            dent = 20 * np.exp(-((x - 20) ** 2 + (y - rng.integers(-30, 30)) ** 2) / 80) * (part == "test/dent")
+            z = 500 + cv2.GaussianBlur(rng.normal(0, 4, x.shape), (0, 0), 3) + dent
+            name = root / part / "xyz" / f"{i}.tiff"
+            assert cv2.imwrite(str(name), np.stack([z, y, x], axis=2).astype(np.float32))
+            grey = cv2.GaussianBlur(rng.normal(128, 400, x.shape), (0, 0), 4).clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(root / part / "rgb" / f"{i}.png"), grey)
+            cv2.imwrite(str(root / part / "gt" / f"{i}.png"), ((dent > 5) * 255).astype(np.uint8))
+    return root
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -23,27 +22,7 @@ from edge.cli import OK, main
 from edge.organised_scan.front_end import organised_scan
 from edge.scans.read import read_points
 
-SIDE, GOOD = 128, 21
-
-
-@pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rough surface; defects are dents that no picture shows."""
-    root = tmp_path_factory.mktemp("scans") / "road"
-    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
-    for part, count in (("train/good", GOOD), ("test/good", 6), ("test/dent", 6)):
-        for folder in ("rgb", "xyz", "gt"):
-            (root / part / folder).mkdir(parents=True)
-        for i in range(count):
-            rng = np.random.default_rng(1000 * len(part) + i)
-            dent = 20 * np.exp(-((x - 20) ** 2 + (y - rng.integers(-30, 30)) ** 2) / 80) * (part == "test/dent")
-            z = 500 + cv2.GaussianBlur(rng.normal(0, 4, x.shape), (0, 0), 3) + dent
-            name = root / part / "xyz" / f"{i}.tiff"
-            assert cv2.imwrite(str(name), np.stack([z, y, x], axis=2).astype(np.float32))
-            grey = cv2.GaussianBlur(rng.normal(128, 400, x.shape), (0, 0), 4).clip(0, 255).astype(np.uint8)
-            cv2.imwrite(str(root / part / "rgb" / f"{i}.png"), grey)
-            cv2.imwrite(str(root / part / "gt" / f"{i}.png"), ((dent > 5) * 255).astype(np.uint8))
-    return root
+GOOD = 21  # scans of `road`
 
 
 @pytest.mark.slow
