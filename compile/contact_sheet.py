@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from compile.demo_parts import LinePart, read_mark
 from edge.bundle import Bundle, GraphName
 from edge.frame import Score
-from edge.organised_scan.draw import draw_height
+from edge.organised_scan.draw import draw_height, draw_worst
 from edge.prepare import prepare
 from edge.scorer import Scorer
 from edge.tally import Tally
@@ -82,14 +82,10 @@ def _shown(image: Any, scan: Any, scorer: Scorer, score: Score, limit: float) ->
         return image, ""
     ready = prepare(image, scan, scorer.spec)
     assert ready.scan is not None
-    height = draw_height(ready.scan)
     if score.worst is None or score.value <= limit:
-        return height, ""
-    left, top, width, tall = score.worst.box
-    scale = height.shape[0] / score.map.shape[0]
-    corners = [[int(scale * each) for each in (left, top)], [int(scale * each) for each in (left + width, top + tall)]]
-    cv2.rectangle(height, corners[0], corners[1], YELLOW, 2)
-    return height, f", at {score.worst.x_mm:.0f} {score.worst.y_mm:.0f} mm"
+        return draw_height(ready.scan), ""
+    where = f", at {score.worst.x_mm:.0f} {score.worst.y_mm:.0f} mm"
+    return draw_worst(ready.scan, score.worst, scorer.spec.map_size), where
 
 
 def _write(image: NDArray[np.uint8], text: str, y: int, colour: tuple[int, int, int]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.bundle import Spec
+from edge.front_end import FrameError
 from edge.prepare import digest, prepare
 from edge.view import View, named, read_view, wanted
 from firmware_bridge.belt.config import TruePart
@@ -149,5 +150,10 @@ def _open_for(row: Row | None) -> bool:
     return bool(row["verdict_decision"] == "ACCEPT")
 
 
-def _digest(view: View, spec: Spec) -> int:
-    return digest(prepare(*read_view(view, wanted(spec)), spec).tensors, spec)
+def _digest(view: View, spec: Spec) -> int | None:
+    """None for a part that the front end refuses: no decision may be made from its picture."""
+    try:
+        ready = prepare(*read_view(view, wanted(spec)), spec)
+    except FrameError:
+        return None
+    return digest(ready.tensors, spec)

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.organised_scan.front_end import Prepared
+from edge.worst import Worst
 
+MARKED = (240, 200, 60)
 UNKNOWN = (24, 32, 64)  # red, green, blue
 SHOWN = (0.01, 0.99)  # of the heights: from dark to bright
 
@@ -23,3 +25,13 @@ def draw_height(scan: Prepared) -> NDArray[np.uint8]:
     picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     picture[~known] = UNKNOWN
     return np.asarray(picture, np.uint8)
+
+
+def draw_worst(scan: Prepared, worst: Worst, map_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Draw the height with a box around the worst place of a map [h, w]."""
+    picture = draw_height(scan)
+    across, down = picture.shape[1] / map_size[1], picture.shape[0] / map_size[0]
+    left, top, width, height = worst.box
+    first, last = (left * across, top * down), ((left + width) * across, (top + height) * down)
+    cv2.rectangle(picture, [int(each) for each in first], [int(each) for each in last], MARKED, 2)
+    return picture

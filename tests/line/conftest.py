@@ -52,22 +52,34 @@ class Line:
 
 
 @pytest.fixture
-def make_line(tmp_path: Path, make_bundle: Callable[..., Path], tiny: Any) -> Iterator[Callable[..., Line]]:
-    """Starts a line: `line = make_line(40, every=4)`: 40 parts, each fourth defective; the belt waits for `ack`."""
+def start_line(tmp_path: Path) -> Iterator[Callable[..., Line]]:
+    """Starts a line with a bundle and parts; the belt waits for `ack`."""
     with ExitStack() as stack:
 
-        def make(count: int, every: int = 4, belt: Belt | None = None, **options: Any) -> Line:
-            folder = tmp_path / "pictures"
-            folder.mkdir()
-            parts = []
-            for number in range(count):
-                defective = number % every == every - 1
-                picture = tiny.picture(DEFECTIVE if defective else GOOD, seed=number)
-                path = folder / f"{number:03d}.bmp"
-                assert cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-                parts.append(TruePart(picture=str(path), defective=defective, id=str(number)))
-            rehearsal = stack.enter_context(Rehearsal(tmp_path / "line", make_bundle(), parts, belt=belt, **options))
+        def start(bundle: Path, parts: list[TruePart], belt: Belt | None = None, **options: Any) -> Line:
+            rehearsal = stack.enter_context(Rehearsal(tmp_path / "line", bundle, parts, belt=belt, **options))
             rehearsal.start_all()
             return Line(rehearsal, stack.enter_context(Listener(rehearsal.broker_port, "beltline/#")))
 
-        yield make
+        yield start
+
+
+@pytest.fixture
+def make_line(
+    tmp_path: Path, make_bundle: Callable[..., Path], tiny: Any, start_line: Callable[..., Line]
+) -> Callable[..., Line]:
+    """Starts a line: `line = make_line(40, every=4)`: 40 parts, each fourth defective."""
+
+    def make(count: int, every: int = 4, **options: Any) -> Line:
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        parts = []
+        for number in range(count):
+            defective = number % every == every - 1
+            picture = tiny.picture(DEFECTIVE if defective else GOOD, seed=number)
+            path = folder / f"{number:03d}.bmp"
+            assert cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            parts.append(TruePart(picture=str(path), defective=defective, id=str(number)))
+        return start_line(make_bundle(), parts, **options)
+
+    return make
