@@ -1,4 +1,4 @@
-"""How long the front end for scans takes on one core, step by step, for 640x480 points, and views and groups of 50,000.
+"""How long scans take on one core: the front end step by step for 640x480 points, views and groups, and whole scores.
 
 python -m benchmarks.scans
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.record import Record, budgets, median
+from benchmarks.scan_graphs import SIDE, scan_scores
 from edge.bundle import ScanInput, ScanSource
 from edge.organised_scan.fpfh import fpfh
 from edge.organised_scan.front_end import organised_scan
@@ -61,6 +62,9 @@ def main() -> int:
         with_fpfh = median(times[f"{what}, FPFH"])
         record.figure(f"{what}, with FPFH on {CELLS}x{CELLS}", with_fpfh, "ms", limits["front_end_fpfh_ms"])
     record.figure(f"nine views of {POINTS} points", median(times["views"]), "ms", limits["views_ms"])
+    scores = dict(scan_scores(surface, "none", (450, 550)))
+    for name, taken in _processor_ms(scores).items():
+        record.figure(f"{name}, front end and graph at {SIDE} points", median(taken), "ms", limits["score_ms"])
     for name in times:
         if name.startswith("  "):
             record.figure(name, median(times[name]), "ms")
