@@ -143,7 +143,12 @@ def choose_method(method: str | None, teacher: str | None, backbone: str, data: 
     """Name the method of these options: where nothing else is said one for scans, or a student where it can be."""
     if teacher not in {None, "none"} and method not in {None, "varad"}:
         raise typer.BadParameter(f"--method {method}: varad alone can be taught; leave --method or --teacher out.")
-    if method is None and teacher is None and (found := [find_scans(folder) for folder in data]) and all(found):
+    if (
+        method is None
+        and teacher is None
+        and (found := [find_scans(folder) for folder in data if folder.is_dir()])
+        and all(found)
+    ):
         pictured = all(sample.picture for each in found if each for sample in each.good)
         return DEFAULT_ON_BOTH if pictured else DEFAULT_ON_SCANS
     if teacher is None:
