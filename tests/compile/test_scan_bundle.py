@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from torch import Tensor as Values
@@ -22,6 +23,7 @@ from compile.parts import load_parts
 from compile.pipeline import Compiled, compile_data
 from compile.scan_defects import DEPTHS, DIAMETERS, dent
 from compile.scan_maps import scan_input
+from compile.tensorrt_build import build, check_allowed
 from edge.bundle import Spec, Tensor, read_bundle
 from edge.cli import OK, main
 from edge.prepare import prepare
@@ -67,6 +69,9 @@ def test_the_bundle_finds_dents_and_says_what_it_takes(compiled: Compiled) -> No
     assert [row.graph for row in found.test] == ["torch", "float"]
     assert found.test[1].image_auroc is not None
     assert found.test[1].image_auroc.value > 0.9
+    graph = onnx.load_from_string(compiled.bundle.read("model.onnx"))
+    assert check_allowed(graph) == []
+    build(graph)
     page = compiled.report.read_text()
     assert "with scans in mm" in page
     assert page.count("picture or height") == len(found.examples)
