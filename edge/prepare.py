@@ -19,9 +19,9 @@ from edge.bundle import ScanInput, ScanTensor, Spec
 from edge.front_end import FrameError, rgb
 from edge.organised_scan.fpfh import WIDTH
 from edge.organised_scan.front_end import GEOMETRY, Prepared, organised_scan
+from edge.picture import Picture
 
 Tensors = Mapping[str, NDArray[Any]]  # inputs of the graphs by name, without the batch
-Picture = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class Ready(NamedTuple):

@@ -104,7 +104,7 @@ def test_each_class_is_scored_by_its_own_normality(
     scorers = [Scorer(both.bundle, "float", class_index=index) for index in (0, 1)]
     for own, other, pictures in ((0, 1, photographs[36:40]), (1, 0, negatives[36:40])):
         for picture in pictures:
-            frame = rgb(picture, scorers[own].input)
+            frame = rgb(picture, scorers[own].spec.image)
             assert (
                 scorers[own].score_tensors({"image": frame}).value
                 < scorers[other].score_tensors({"image": frame}).value
