@@ -13,12 +13,11 @@ Weights are read from safetensors alone, never unpickled. Tested here with small
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +25,14 @@ from torch.nn import functional
 
 from compile.backbones import BackboneError
 from compile.backbones.dinov2_config import Config, read_config
+from compile.backbones.folder import INSTALL, find_folder
+from compile.backbones.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import Dinov2WithRegistersModel
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in [0, 1]
 OFFSET = 0.1  # of the published position table, in cells
-NAMED = 3  # tensors that an error names
-FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-INSTALL = "DINOv2 needs transformers: pip install 'beltline[compile]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +183,10 @@ def find_dinov2(source: str | Path) -> Source:
         BackboneError: no such folder or name, another kind of model, pickled weights, `transformers` not installed.
 
     """
-    folder = _find(source)
+    folder = find_folder(source)
     config = read_config(folder)
     if find_spec("transformers") is None:
-        raise BackboneError(INSTALL)
+        raise BackboneError(f"{source}: {INSTALL}")
     return Source(folder, config)
 
 
@@ -230,73 +228,11 @@ def build_dinov2(source: Source, size: int | tuple[int, int], groups: Sequence[S
     return DINOv2(_load(source), (size, size) if isinstance(size, int) else size, groups)
 
 
-def _find(source: str | Path) -> Path:
-    """Give the folder of a source, fetched from the hub where it is a name."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise BackboneError(f"{source}: no such folder. Give one with config.json and safetensors, or owner/name.")
-    try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
-        from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
-    except ImportError as error:
-        raise BackboneError(INSTALL) from error
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise BackboneError(
-            f"{source}: no such folder, and the hub does not give it ({type(error).__name__}). Check the name and the "
-            "connection, or give a folder with config.json and safetensors."
-        ) from error
-
-
 def _load(source: Source) -> Dinov2WithRegistersModel:
-    try:
-        import transformers  # noqa: PLC0415 - slow to import
-        from safetensors import SafetensorError  # noqa: PLC0415
-    except ImportError as error:
-        raise BackboneError(INSTALL) from error
-    folder = source.folder
+    import transformers  # noqa: PLC0415 - slow to import
+
     config = transformers.Dinov2WithRegistersConfig(**source.config.model_dump())
-    with _quiet(transformers.utils.logging):
-        try:
-            model, info = transformers.Dinov2WithRegistersModel.from_pretrained(
-                folder,
-                config=config,  # nothing of the file but what was checked
-                use_safetensors=True,
-                local_files_only=True,
-                attn_implementation="eager",  # plain products and a softmax in the exported graph
-                ignore_mismatched_sizes=True,  # reported below
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise BackboneError(
-                f"{folder}: cannot be loaded ({error}). Fetch config.json and weights again."
-            ) from error
-    wrong = [
-        *(f"{name} is missing" for name in sorted(info["missing_keys"])),
-        *(
-            f"{name} has shape {list(there)}, wanted {list(here)}"
-            for name, there, here in sorted(info["mismatched_keys"])
-        ),
-        *(f"{name} is unknown" for name in sorted(info["unexpected_keys"]) if not name.startswith("classifier.")),
-    ]
-    if wrong:
-        named = "; ".join(wrong[:NAMED])
-        raise BackboneError(f"{folder}: weights and config.json do not match in {len(wrong)} tensors: {named}.")
-    return model.float()
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Keep `transformers` from writing bars and reports: what matters becomes an error of ours."""
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    model: Dinov2WithRegistersModel = load_pretrained(
+        transformers.Dinov2WithRegistersModel, config, source.folder, beside=("classifier.",)
+    )
+    return model

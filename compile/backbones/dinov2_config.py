@@ -1,23 +1,20 @@
 """What `config.json` beside a DINOv2's weights says of it: what the model follows from, checked before it is built.
 
-The file comes from anywhere: types are taken strictly, sizes within bounds, and a model of more numbers than the weight
-files have bytes is refused before memory is asked for it. Keys that change nothing here (dropout, initial values, what
-other programs noted) are not looked at and reach nobody.
+The file comes from anywhere: types are taken strictly, sizes within bounds. Keys that change nothing here (dropout,
+initial values, what other programs noted) are not looked at and reach nobody.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from compile.backbones import BackboneError
+from compile.backbones.folder import SAVED, check_object, check_weights, read_object
 
 MODEL_TYPE = "dinov2_with_registers"
-SAVED = "Give the folder that `save_pretrained` wrote."
-INDEX = "model.safetensors.index.json"
 
 
 class Config(BaseModel):
@@ -53,19 +50,13 @@ def read_config(folder: Path) -> Config:
 
     """
     file = folder / "config.json"
-    found = _object(file)
+    found = read_object(file)
     kind = found.get("model_type")
     if kind != MODEL_TYPE:
         raise BackboneError(
             f"{file}: model type {kind!r}, wanted {MODEL_TYPE}, for example facebook/dinov2-with-registers-base."
         )
-    try:
-        config = Config.model_validate(found)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        given = f" (is {str(first['input'])[:40]!r})" if first["type"] != "missing" else ""
-        raise BackboneError(f"{file}: {name}: {first['msg']}{given}. {SAVED}") from error
+    config = check_object(Config, found, file)
     if config.hidden_size % config.num_attention_heads:
         raise BackboneError(
             f"{file}: width {config.hidden_size} does not split into {config.num_attention_heads} heads. {SAVED}"
@@ -74,36 +65,5 @@ def read_config(folder: Path) -> Config:
         raise BackboneError(
             f"{file}: image_size {config.image_size} is no multiple of patch_size {config.patch_size}. {SAVED}"
         )
-    _check_weights(folder, config)
+    check_weights(folder, config.numbers)
     return config
-
-
-def _object(file: Path) -> dict[str, object]:
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BackboneError(f"{file}: cannot be read ({error}). {SAVED}") from error
-    if not isinstance(found, dict):
-        raise BackboneError(f"{file}: holds no JSON object. {SAVED}")
-    return found
-
-
-def _check_weights(folder: Path, config: Config) -> None:
-    weights = list(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        found = f"only {pickled[0]}, and pickled weights can run code" if pickled else "no weights"
-        raise BackboneError(f"{folder}: {found}. Give model.safetensors (`save_pretrained` writes it).")
-    size = sum(file.stat().st_size for file in weights)
-    if config.numbers > size:
-        raise BackboneError(
-            f"{folder}: weights and config.json do not match: it describes a model of at least {config.numbers:,} "
-            f"numbers, the weights have {size:,} bytes. Fetch config.json and weights again."
-        )
-    index = folder / INDEX
-    if index.exists():
-        parts = _object(index).get("weight_map")
-        if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
-            raise BackboneError(f"{index}: holds no weight_map of file names. {SAVED}")
-        if strange := sorted(set(parts.values()) - {file.name for file in weights}):
-            raise BackboneError(f"{index}: names {strange[0]!r}, which does not lie beside it. {SAVED}")
