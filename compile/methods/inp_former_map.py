@@ -54,10 +54,18 @@ def published_head(
 
 def map_operator(cells: int, crop: int, pixels: int, *, padding: Padding = "replicate") -> Tensor:
     """K, float32 [pixels, cells]: from patches to the crop's pixels, to the map's, through the Gaussian."""
-    corners = np.arange(crop) * (cells - 1) / (crop - 1)
     centres = (np.arange(pixels) + 0.5) * crop / pixels - 0.5
-    joined = _gaussian(pixels, padding) @ _linear(centres, crop) @ _linear(corners, cells)
+    joined = _gaussian(pixels, padding) @ _linear(centres, crop) @ _corners(cells, crop)
     return torch.from_numpy(joined).float()
+
+
+def corners(cells: int, crop: int) -> Tensor:
+    """Float32 [crop, cells]: linear interpolation of cells to pixels, corners on corners."""
+    return torch.from_numpy(_corners(cells, crop)).float()
+
+
+def _corners(cells: int, crop: int) -> NDArray[np.float64]:
+    return _linear(np.arange(crop) * (cells - 1) / (crop - 1), cells)
 
 
 def _linear(at: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
