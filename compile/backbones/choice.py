@@ -1,4 +1,4 @@
-"""The backbones by name: an embedded EfficientNet-Lite, or DINOv2 with registers from a folder or the hub.
+"""The backbones by name: an embedded EfficientNet-Lite, DINOv2 with registers of a folder or the hub, an adapted CLIP.
 
 A backbone gives maps at levels: strides of the picture for a convolutional one, groups of blocks whose outputs are
 averaged for a vision transformer, which has one grid for all.
@@ -6,7 +6,6 @@ averaged for a vision transformer, which has one grid for all.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,17 @@ from typing import Literal
 from compile.anomaly_graph import MAP_LIMIT
 from compile.backbone import LITE0, LITES, Lite, Trunk
 from compile.backbones import BackboneError
+from compile.backbones.adapted import Adapted, find_adapted, hash_files, is_adapted
 from compile.backbones.dinov2 import DINOv2, Source, build_dinov2, find_dinov2, runs
+from compile.methods.adaclip_graph import AdaTrunk, build_adaclip
 
 Family = Literal["lite", "vit"]
 Level = int | tuple[int, ...]  # a stride, or blocks
 FAMILIES: dict[Family, str] = {"lite": "an EfficientNet-Lite", "vit": "a vision transformer"}
-BACKBONES = f"The frozen trunk: {', '.join(LITES)}, or DINOv2 with registers as a folder or a name on the hub."
+BACKBONES = (
+    f"The frozen trunk: {', '.join(LITES)}, DINOv2 with registers as a folder or a name on the hub, or the folder of a "
+    "CLIP that `beltline adapt` wrote."
+)
 SMALLEST, LARGEST = 128, 1024  # pixels a side
 LITE_STEP, LITE_CELL = 32, 8  # stride 16, twice; stride of the finest map that most methods take
 
@@ -30,7 +34,7 @@ class Backbone:
     """A frozen trunk, not loaded yet."""
 
     name: str  # as it was asked for
-    source: Lite | Source
+    source: Lite | Source | Adapted
 
     @property
     def family(self) -> Family:
@@ -41,6 +45,10 @@ class Backbone:
         """Name it for people."""
         if isinstance(self.source, Lite):
             return f"EfficientNet-{self.source.name.capitalize()}"
+        if isinstance(self.source, Adapted):
+            return (
+                f"CLIP adapted by {self.source.record.method}, {self.source.blocks} blocks of width {self.source.width}"
+            )
         return f"DINOv2 with registers, {self.source.blocks} blocks of width {self.source.width}"
 
     @property
@@ -60,7 +68,9 @@ class Backbone:
 
     @property
     def usual_side(self) -> int:
-        """Of a picture, where methods are compared; that of a vision transformer is INP-Former's."""
+        """Of a picture, where methods are compared; INP-Former's of a vision transformer, an adapted one's own."""
+        if isinstance(self.source, Adapted):
+            return self.source.record.side
         return 256 if self.family == "lite" else 28 * self.step
 
     def map_side(self, side: int) -> int:
@@ -68,10 +78,12 @@ class Backbone:
         return min(MAP_LIMIT, side // 2) if self.family == "lite" else MAP_LIMIT
 
     def groups(self, count: int) -> tuple[tuple[int, ...], ...]:
-        """Its tapped blocks in so many groups; none of a convolutional one."""
+        """Its tapped blocks in so many groups; none of a convolutional one, its own of an adapted one."""
+        if isinstance(self.source, Adapted):
+            return self.source.levels
         return () if isinstance(self.source, Lite) else runs(self.source.taps, count)
 
-    def build(self, levels: Sequence[Level], side: int) -> Trunk | DINOv2:
+    def build(self, levels: Sequence[Level], side: int) -> Trunk | DINOv2 | AdaTrunk:
         """Load the trunk for pictures of `side` pixels a side.
 
         Raises:
@@ -80,6 +92,8 @@ class Backbone:
         """
         if isinstance(self.source, Lite):
             return Trunk(tuple(level for level in levels if isinstance(level, int)), self.source)
+        if isinstance(self.source, Adapted):
+            return build_adaclip(self.source, side)
         return build_dinov2(self.source, side, [level for level in levels if isinstance(level, tuple)])
 
     @property
@@ -87,16 +101,13 @@ class Backbone:
         """What its maps follow from: weights, and what says how they are used."""
         if isinstance(self.source, Lite):
             return (self.source.weights,)
+        if isinstance(self.source, Adapted):
+            return self.source.files
         return (self.source.folder / "config.json", *self.source.weights)
 
     def digest(self) -> str:
         """SHA-256 of its weights."""
-        hashed = hashlib.sha256()
-        for file in (self.source.weights,) if isinstance(self.source, Lite) else self.source.weights:
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    hashed.update(chunk)
-        return hashed.hexdigest()
+        return hash_files((self.source.weights,) if isinstance(self.source, Lite) else self.source.weights)
 
 
 DEFAULT = Backbone(LITE0.name, LITE0)
@@ -106,11 +117,13 @@ def find_backbone(name: str) -> Backbone:
     """Look a backbone up: a name of `LITES`, a folder, or a name on the Hugging Face hub.
 
     Raises:
-        BackboneError: there is none, or it is none of DINOv2 with registers.
+        BackboneError: there is none, or it is neither DINOv2 with registers nor an adapted CLIP.
 
     """
     if name in LITES:
         return Backbone(name, LITES[name])
+    if is_adapted(name):
+        return Backbone(name, find_adapted(Path(name)))
     try:
         return Backbone(name, find_dinov2(name))
     except BackboneError as error:

@@ -82,7 +82,7 @@ class Block(nn.Module):
         return cast(Tensor, x + self.narrow(wide))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
 
 class ImageTower(nn.Module):

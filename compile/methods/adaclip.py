@@ -96,7 +96,7 @@ class Reader(nn.Module):
         flat = Sentences(sentences.tokens.reshape(-1, length), sentences.ends.reshape(-1))
         prompts = _join(self.static, self.dynamic, per_sentence)
         found = unit(run_prompted_text(self.tower, flat, prompts)).reshape(groups, each, -1)
-        return torch.stack([unit(part.mean(1)) for part in found.split(COUNTS, 1)], 2)
+        return torch.stack([unit(part.mean(1)) for part in torch.split(found, COUNTS, 1)], 2)
 
 
 class AdaCLIP(nn.Module):
@@ -120,7 +120,7 @@ class AdaCLIP(nn.Module):
         if self.prompting == "full":
             own = Sentences(sentences.tokens[words], sentences.ends[words])
             return cast(Tensor, self.reader(own, self.eyes.context(images)))
-        known, which = words.unique(return_inverse=True)
+        known, which = torch.unique(words, return_inverse=True)
         return cast(Tensor, self.reader(Sentences(sentences.tokens[known], sentences.ends[known]))[which])
 
     def learned(self) -> dict[str, Tensor]:

@@ -106,13 +106,14 @@ def tokens_of(clip: CLIP, words: Sequence[str]) -> Sentences:
     """Sentences of each word: tokens [W, 48, L] and ends [W, 48]."""
     texts = [text for word in words for text in describe(word)]
     found = clip.sentences(texts)
-    return Sentences(found.tokens.unflatten(0, (len(words), -1)), found.ends.unflatten(0, (len(words), -1)))
+    shape = (len(words), len(texts) // len(words))
+    return Sentences(found.tokens.reshape(*shape, -1), found.ends.reshape(shape))
 
 
 def objective(by_stage: Tensor, whole: Tensor, masks: Tensor) -> Tensor:
     """Margins [B, S, N] of patches and [B] of pictures, and bool masks [B, H, W], to a scalar."""
     side = math.isqrt(by_stage.shape[2])
-    maps = by_stage.unflatten(2, (side, side))
+    maps = by_stage.reshape(*by_stage.shape[:2], side, side)
     maps = functional.interpolate(maps, masks.shape[1:], mode="bilinear", align_corners=True)
     wanted = masks.float()
     total = focal(whole, masks.flatten(1).any(1).float())

@@ -58,7 +58,7 @@ def _of_clusters(patches: Tensor, margin: Tensor) -> Tensor:
     top = margin.topk(min(CHOSEN, len(margin))).indices
     chosen = patches[:, top]
     labels = cluster(chosen.transpose(0, 1).flatten(1))
-    means = [chosen[:, labels == label].mean((0, 1)) for label in labels.unique()]
+    means = [chosen[:, labels == label].mean((0, 1)) for label in torch.unique(labels)]
     return torch.stack(means).mean(0)
 
 
@@ -66,7 +66,7 @@ def _of_worst_cluster(patches: Tensor, margin: Tensor) -> Tensor:
     points, odd = patches.mean(0), margin.sigmoid()
     labels = cluster(points[margin.argsort(descending=True)])
     labels = labels[margin.argsort(descending=True).argsort()]
-    worst = max(labels.unique().tolist(), key=lambda label: float(odd[labels == label].mean()))
+    worst = max(torch.unique(labels).tolist(), key=lambda label: float(odd[labels == label].mean()))
     return points[labels == worst].mean(0)
 
 
@@ -78,7 +78,7 @@ def cluster(points: Tensor) -> Tensor:
         centres = torch.cat([centres, points[torch.cdist(points, centres).amin(1).argmax()][None]])
     labels = torch.cdist(points, centres).argmin(1)
     for _ in range(ROUNDS):
-        filled = labels.unique()
+        filled = torch.unique(labels)
         centres = torch.stack([points[labels == label].mean(0) for label in filled])
         before, labels = labels, filled[torch.cdist(points, centres).argmin(1)]
         if torch.equal(before, labels):

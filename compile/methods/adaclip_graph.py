@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from compile.backbones.adapted import Adapted, fill
 from compile.methods.adaclip import SHARPNESS, Eyes, margins
 from compile.methods.adaclip_fuse import Fusion, fuse
 from compile.methods.inp_former_map import corners
@@ -37,8 +39,21 @@ class AdaTrunk(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         seen = self.eyes(image)
         side = self.eyes.tower.grid
-        stages = [each.transpose(1, 2).unflatten(2, (side, side)) for each in seen.patches.unbind(1)]
+        stages = [each.transpose(1, 2).reshape(len(each), -1, side, side) for each in seen.patches.unbind(1)]
         return (*stages, seen.whole[..., None, None])
+
+
+def build_adaclip(source: Adapted, side: int) -> AdaTrunk:
+    """Load the trunk of an adapted CLIP for pictures of `side` pixels a side.
+
+    Raises:
+        BackboneError: CLIP or what was learned cannot be read, or do not fit each other.
+
+    """
+    clip, learned = source.load(side)
+    eyes = Eyes(clip.image, clip.width, dynamic=source.record.prompting == "image")
+    fill(eyes, learned, "eyes.", source.folder)
+    return AdaTrunk(eyes)
 
 
 class AdaHead(nn.Module):
@@ -65,12 +80,12 @@ class AdaHead(nn.Module):
         self.register_buffer("finer", corners(grid, side), persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        margin = self._margin(features).unflatten(1, features[0].shape[2:])
+        margin = self._margin(features).reshape(-1, *features[0].shape[2:])
         return ((self.finer @ margin @ self.finer.T).sigmoid(),)
 
     def image_score(self, features: Sequence[Tensor], _: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
         """Half of the margin's cosine, plus a half: 0 to 1."""
-        shown = seen[0].unflatten(2, (-1, self.patch)).unflatten(1, (-1, self.patch)).amax((2, 4)).flatten(1)
+        shown = functional.max_pool2d(seen[0][:, None], self.patch).flatten(1)
         whole = fuse(features[-1].flatten(1), _patches(features), self._margin(features), self.fusion, shown)
         margin: Tensor = margins(whole[:, None], self.table[None])[:, 0]
         return margin / (4 * SHARPNESS) + 0.5
