@@ -11,7 +11,6 @@ from compile.backbone import Trunk
 from compile.backbones.choice import Level
 from compile.backbones.dinov2 import DINOv2
 from compile.export import export
-from compile.methods.adaclip_graph import AdaTrunk
 
 
 def map_names(levels: Sequence[Level]) -> list[str]:
@@ -20,6 +19,6 @@ def map_names(levels: Sequence[Level]) -> list[str]:
     return [f"maps_{name or 'whole'}" for name in names]
 
 
-def export_trunk(trunk: Trunk | DINOv2 | AdaTrunk, side: int) -> onnx.ModelProto:
+def export_trunk(trunk: Trunk | DINOv2, side: int) -> onnx.ModelProto:
     """Export it for pictures of `side` pixels a side."""
     return export(trunk, (torch.zeros(2, side, side, 3, dtype=torch.uint8),), ["image"], map_names(trunk.levels))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from compile.backbones import BackboneError
-from compile.backbones.clip import CLIP, STAGES, Source, find_clip, load_clip
+from compile.backbones.clip import STAGES, Source, find_clip
 from compile.backbones.folder import check_object, read_object
 
 RECORD, LEARNED = "adapted.json", "learned.safetensors"
@@ -84,21 +84,20 @@ class Adapted:
         """What all of it follows from."""
         return (self.clip.folder / "config.json", self.folder / RECORD, *self.weights)
 
-    def load(self, side: int) -> tuple[CLIP, dict[str, Tensor]]:
-        """Load CLIP, and what was learned.
+    def read_learned(self) -> dict[str, Tensor]:
+        """Read what was learned, by name, and the table.
 
         Raises:
-            BackboneError: either cannot be read.
+            BackboneError: it cannot be read.
 
         """
         from safetensors import SafetensorError  # noqa: PLC0415
         from safetensors.torch import load_file  # noqa: PLC0415
 
         try:
-            learned = load_file(self.folder / LEARNED)
+            return load_file(self.folder / LEARNED)
         except (OSError, SafetensorError) as error:
             raise BackboneError(f"{self.folder / LEARNED}: cannot be read ({error}). Adapt again.") from error
-        return load_clip(self.clip, side), learned
 
 
 def fill(module: nn.Module, learned: Mapping[str, Tensor], start: str, folder: Path) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from compile.anomaly_graph import MAP_LIMIT
 from compile.backbone import LITE0, LITES, Lite, Trunk
 from compile.backbones import BackboneError
 from compile.backbones.adapted import Adapted, find_adapted, hash_files, is_adapted
 from compile.backbones.dinov2 import DINOv2, Source, build_dinov2, find_dinov2, runs
-from compile.methods.adaclip_graph import AdaTrunk, build_adaclip
+from compile.methods.adaclip_graph import build_adaclip
 
 Family = Literal["lite", "vit"]
 Level = int | tuple[int, ...]  # a stride, or blocks
@@ -83,7 +83,7 @@ class Backbone:
             return self.source.levels
         return () if isinstance(self.source, Lite) else runs(self.source.taps, count)
 
-    def build(self, levels: Sequence[Level], side: int) -> Trunk | DINOv2 | AdaTrunk:
+    def build(self, levels: Sequence[Level], side: int) -> Trunk | DINOv2:
         """Load the trunk for pictures of `side` pixels a side.
 
         Raises:
@@ -92,9 +92,10 @@ class Backbone:
         """
         if isinstance(self.source, Lite):
             return Trunk(tuple(level for level in levels if isinstance(level, int)), self.source)
+        blocks = [level for level in levels if isinstance(level, tuple)]
         if isinstance(self.source, Adapted):
-            return build_adaclip(self.source, side)
-        return build_dinov2(self.source, side, [level for level in levels if isinstance(level, tuple)])
+            return cast(DINOv2, build_adaclip(self.source, blocks, side))  # as good a trunk for all who export it
+        return build_dinov2(self.source, side, blocks)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -16,7 +16,7 @@ from compile.bench.run import Results, Wanted, run_bench
 from compile.bench.settings import able
 from compile.bench.table import WIDTH, print_results, to_csv, to_json
 from compile.job import WORK
-from compile.methods.registry import BY_FAMILY, DEFAULT_METHOD, METHODS, SCAN_METHODS
+from compile.methods.registry import DEFAULT_METHOD, METHODS, SCAN_METHODS, methods_of
 from compile.terminal import ended_well, write_json
 from compile.wishes import WishError
 from edge.bundle import Background
@@ -72,7 +72,7 @@ def bench(  # noqa: PLR0917 - the command line
         trunk = find_backbone(backbone)
         counts = _counts(shots)
         names = (
-            [*able(BY_FAMILY[trunk.family], together=together, shots=counts), *_shipped(trunk, together or counts)]
+            [*able(methods_of(trunk), together=together, shots=counts), *_shipped(trunk, together or counts)]
             if methods is None
             else [name.strip() for name in methods.split(",") if name.strip()]
         )

@@ -20,7 +20,9 @@ import numpy as np
 import onnx
 import torch
 
+from compile.adapt import check_unseen
 from compile.anomaly_graph import AnomalyHead
+from compile.backbones.adapted import Adapted
 from compile.backbones.choice import DEFAULT, Backbone, Level, find_backbone
 from compile.bench.cost import Cost, count_macs, count_parameters, time_graph
 from compile.bench.data import RULES, Labelled, load_labelled, read_labelled
@@ -36,7 +38,7 @@ from compile.job import Progress
 from compile.machine import machine
 from compile.methods.checkpoint import resumable
 from compile.methods.distil import read_lesson
-from compile.methods.registry import BY_FAMILY, Method, UnknownMethodError, ask, find_method
+from compile.methods.registry import Method, UnknownMethodError, ask, find_method, methods_of
 from compile.metrics import Difference, MaskRule
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import WishError, check_learn_defects, check_side
@@ -117,7 +119,7 @@ def check_wanted(wanted: Wanted, backbone: Backbone) -> list[Entry]:
         raise WishError(f"--methods: {error}") from error
     counts: Sequence[int | None] = wanted.shots or [None]
     entries = [Entry(name, method, count) for name, method in methods.items() for count in counts]
-    check_setting(entries, BY_FAMILY[backbone.family], len(wanted.data), together=wanted.together)
+    check_setting(entries, methods_of(backbone), len(wanted.data), together=wanted.together)
     return entries
 
 
@@ -136,6 +138,8 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     # what is wrong shows before the work
     fewest = max(FEWEST_GOOD, *wanted.shots) if wanted.shots else FEWEST_PARTS
     sets = [read_labelled(folder, progress, wanted.learn_defects, wanted.unit, fewest) for folder in wanted.data]
+    if isinstance(backbone.source, Adapted):
+        check_unseen(backbone.source, sets)
     union: tuple[Level, ...] = tuple(
         sorted({level for each in methods for level in (*each.levels, *(each.teacher or each).levels)})
     )

@@ -96,7 +96,7 @@ class Reader(nn.Module):
         flat = Sentences(sentences.tokens.reshape(-1, length), sentences.ends.reshape(-1))
         prompts = _join(self.static, self.dynamic, per_sentence)
         found = unit(run_prompted_text(self.tower, flat, prompts)).reshape(groups, each, -1)
-        return torch.stack([unit(part.mean(1)) for part in torch.split(found, COUNTS, 1)], 2)
+        return torch.stack([unit(part.mean(1)) for part in torch.split(found, list(COUNTS), 1)], 2)
 
 
 class AdaCLIP(nn.Module):

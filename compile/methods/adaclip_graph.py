@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compile.backbones.adapted import Adapted, fill
+from compile.backbones.adapted import TABLE, Adapted, fill
+from compile.backbones.clip import load_clip
 from compile.methods.adaclip import SHARPNESS, Eyes, margins
 from compile.methods.adaclip_fuse import Fusion, fuse
 from compile.methods.inp_former_map import corners
@@ -25,35 +26,48 @@ WHOLE = ()  # the level of the picture's embedding
 
 
 class AdaTrunk(nn.Module):
-    """image uint8 [B, H, W, 3] -> patches of each stage, float32 [B, D, h, w] each, and the embedding [B, D, 1, 1].
+    """image uint8 [B, H, W, 3] -> patches of stages, float32 [B, D, h, w] each, and the embedding [B, D, 1, 1].
 
     All of them have length 1 along the channels.
+
+    Args:
+        eyes: trained.
+        levels: the block that ends a stage, or none for the embedding; by default all stages, then the embedding.
+
     """
 
-    def __init__(self, eyes: Eyes) -> None:
+    def __init__(self, eyes: Eyes, levels: Sequence[tuple[int, ...]] = ()) -> None:
         super().__init__()
         self.eyes = eyes
-        self.levels: tuple[tuple[int, ...], ...] = (*((stage,) for stage in eyes.tower.stages), WHOLE)
+        self._known = (*((stage,) for stage in eyes.tower.stages), WHOLE)
+        self.levels = tuple(levels) or self._known
         self.eval().requires_grad_(requires_grad=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         seen = self.eyes(image)
         side = self.eyes.tower.grid
         stages = [each.transpose(1, 2).reshape(len(each), -1, side, side) for each in seen.patches.unbind(1)]
-        return (*stages, seen.whole[..., None, None])
+        found = dict(zip(self._known, (*stages, seen.whole[..., None, None]), strict=True))
+        return tuple(found[level] for level in self.levels)
 
 
-def build_adaclip(source: Adapted, side: int) -> AdaTrunk:
-    """Load the trunk of an adapted CLIP for pictures of `side` pixels a side.
+def build_adaclip(source: Adapted, levels: Sequence[tuple[int, ...]], side: int) -> AdaTrunk:
+    """Load the trunk of an adapted CLIP for pictures of `side` pixels a side; levels are those of `AdaTrunk`.
 
     Raises:
         BackboneError: CLIP or what was learned cannot be read, or do not fit each other.
 
     """
-    clip, learned = source.load(side)
+    clip = load_clip(source.clip, side)
     eyes = Eyes(clip.image, clip.width, dynamic=source.record.prompting == "image")
-    fill(eyes, learned, "eyes.", source.folder)
-    return AdaTrunk(eyes)
+    fill(eyes, source.read_learned(), "eyes.", source.folder)
+    return AdaTrunk(eyes, levels)
+
+
+def read_head(source: Adapted, grid: int) -> AdaHead:
+    """Give the head of an adapted CLIP for maps of `grid` cells a side."""
+    table: Tensor = source.read_learned()[TABLE]
+    return AdaHead(table, grid, grid * source.patch).eval()
 
 
 class AdaHead(nn.Module):

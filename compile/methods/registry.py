@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,11 @@ from torch import nn
 
 from calibration.split import kfold
 from compile.anomaly_graph import MAP_LIMIT, AnomalyHead
+from compile.backbones.adapted import Adapted, AdaptMethod
 from compile.backbones.choice import DEFAULT, FAMILIES, Backbone, Family, Level
 from compile.features import FeatureFiles, Rows
 from compile.job import Progress
+from compile.methods.adaclip_graph import SIGMA, read_head
 from compile.methods.distil import Lesson, fit_student, teach
 from compile.methods.grnr import fit_grnr
 from compile.methods.inp_former import zero_shot
@@ -163,7 +165,7 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
         UnknownMethodError: there is none of this name, or none for a backbone of this kind.
 
     """
-    methods = BY_FAMILY[backbone.family]
+    methods = methods_of(backbone)
     if name.startswith(TAUGHT):
         return _student(_find_teacher(name.removeprefix(TAUGHT), backbone))
     if backbone.family == "lite" and name in SCAN_METHODS:
@@ -176,6 +178,14 @@ def find_method(name: str, backbone: Backbone = DEFAULT) -> Method:
     method = methods[name]
     levels = method.levels if backbone.family == "lite" else backbone.groups(method.groups)
     return replace(method, levels=levels)
+
+
+def methods_of(backbone: Backbone) -> Mapping[str, Method]:
+    """Give what there is on a backbone but for students and scans: of an adapted CLIP what it was adapted for."""
+    if not isinstance(backbone.source, Adapted):
+        return BY_FAMILY[backbone.family]
+    name, fit = backbone.source.record.method, partial(_read_adapted, source=backbone.source)
+    return {name: replace(ADAPTED[name], fit=fit, shots=Shots(fit, fewest=0))}
 
 
 def _find_teacher(name: str, backbone: Backbone) -> Method:
@@ -261,6 +271,14 @@ def _fit_inp_former_on_patches(samples: Samples, seed: int, steps: int | None, p
 def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     assert samples.covered is not None
     return fit_inp_former_pp(samples.good, samples.painted, samples.covered, seed=seed, steps=steps, progress=progress)
+
+
+def _read_adapted(
+    samples: Samples, seed: int, steps: int | None, progress: Progress | None, *, source: Adapted
+) -> nn.Module:
+    """Fit nothing: what was learned on other things is all there is."""
+    del seed, steps, progress
+    return read_head(source, samples.good[0].shape[2])
 
 
 def _student(teacher: Method) -> Method:
@@ -407,6 +425,16 @@ VIT_METHODS: dict[str, Method] = {
     "grnr": _grnr,
     "grnr-published": _grnr_published,
     "pnpt": Method("PNPT-style", _fit_pnpt, several=True),
+}
+ADAPTED: dict[AdaptMethod, Method] = {
+    "adaclip": Method(
+        "AdaCLIP with a constant text",
+        _fit_grnr,
+        smoothing=SIGMA * MAP_LIMIT,
+        centre=PATCH_CENTRE,
+        image_score="margin of the picture's embedding, fused with its oddest patches, between the texts",
+        several=True,
+    ),
 }
 BY_FAMILY: dict[Family, dict[str, Method]] = {
     "lite": METHODS,

@@ -1,0 +1,116 @@
+"""A CLIP is adapted on one labelled set and finds defects of another, by the command line."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from compile.adapt import AdaptWish, adapt
+from compile.backbones import BackboneError
+from compile.backbones.adapted import LEARNED, find_adapted
+from compile.backbones.choice import find_backbone
+from compile.backbones.clip import find_clip, load_clip
+from compile.data import DataError
+from compile.methods.adaclip import AdaCLIP
+from compile.methods.adaclip_fit import tokens_of
+from compile.methods.registry import UnknownMethodError, find_method
+from compile.tensorrt_build import check_allowed
+from compile.trunk_graph import export_trunk, map_names
+from compile.wishes import WishError
+from edge.cli import OK, main
+
+SIDE = 128
+
+
+@pytest.fixture
+def adapted(mvtec, clip, tmp_path) -> Path:
+    other = tmp_path / "steel-plate"
+    mvtec.rename(other)
+    words = ["--clip", str(clip), "--size", str(SIDE), "--passes", "1", "--word", "brick wall", "--json"]
+    assert main(["adapt", str(other), "-o", str(tmp_path / "adapted"), *words]) == OK
+    return tmp_path / "adapted"
+
+
+def test_from_labels_of_one_set_to_the_table_of_another(adapted, photographs, write, tmp_path, capsys):
+    record = json.loads((adapted / "adapted.json").read_text())
+    assert (record["auxiliary"], record["word"]) == (["steel-plate"], "brick wall")
+    assert len(record["learned_from"]) == 20
+    assert not [name for name in find_adapted(adapted).read_learned() if "tower" in name]
+
+    clip = load_clip(find_clip(record["clip"]), SIDE)
+    model, learned = AdaCLIP(clip), find_adapted(adapted).read_learned()
+    model.load_state_dict({name: each for name, each in learned.items() if name != "table"}, strict=False)
+    torch.testing.assert_close(model.reader(tokens_of(clip, ["brick wall"]))[0], learned["table"])
+
+    for i, image in enumerate(photographs[:26]):
+        part = "train/good" if i < 20 else "test/good" if i < 23 else "test/dark"
+        write(tmp_path / "wall" / part / f"{i}.png", image // 2 if i >= 23 else image)
+    wishes = ["--backbone", str(adapted), "--shots", "0", "-o", str(tmp_path / "out"), "--json"]
+    assert main(["bench", str(tmp_path / "wall"), *wishes]) == OK
+    rows = list(csv.DictReader((tmp_path / "out" / "bench.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows} == {"adaclip"}
+    capsys.readouterr()
+    assert main(["bench", str(tmp_path / "steel-plate"), *wishes]) != OK
+    assert "20 test pictures" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_adapted_clip_is_a_backbone(adapted):
+    backbone = find_backbone(str(adapted))
+    assert backbone.title == "CLIP adapted by adaclip, 8 blocks of width 32"
+    assert (backbone.usual_side, backbone.step) == (SIDE, 16)
+    method = find_method("adaclip", backbone)
+    assert method.levels == ((1,), (3,), (5,), (7,), ())
+    assert map_names(method.levels)[-2:] == ["maps_7", "maps_whole"]
+    some = ((), (5,))
+    whole, third = backbone.build(some, SIDE)(torch.full((1, SIDE, SIDE, 3), 9, dtype=torch.uint8))
+    assert (whole.shape, third.shape) == ((1, 40, 1, 1), (1, 40, 8, 8))
+    trunk = backbone.build(method.levels, SIDE)
+    assert check_allowed(export_trunk(trunk, SIDE)) == []
+    with pytest.raises(UnknownMethodError, match=r"is none\. There are: adaclip\."):
+        find_method("varad", backbone)
+
+
+def test_what_does_not_belong_together_is_refused(adapted, clip, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(clip, copy)
+    record = json.loads((adapted / "adapted.json").read_text())
+    (adapted / "adapted.json").write_text(json.dumps(record | {"clip": str(copy)}))
+    assert find_adapted(adapted).clip.folder == copy
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(BackboneError, match=r"was made with weights .* adapt again"):
+        find_adapted(adapted)
+    (adapted / "adapted.json").write_text(json.dumps(record | {"side": "128"}))
+    with pytest.raises(BackboneError, match="side: Input should be a valid integer"):
+        find_adapted(adapted)
+    (adapted / "adapted.json").write_text(json.dumps(record | {"prompting": "image"}))
+    with pytest.raises(BackboneError, match=r"eyes.dynamic.0.bias has shape None, wanted \(32,\). Adapt again"):
+        find_backbone(str(adapted)).build((), SIDE)
+    (adapted / LEARNED).write_bytes(b"no")
+    with pytest.raises(BackboneError, match="cannot be read"):
+        find_adapted(adapted).read_learned()
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"side": 100}, "--size 100: give a multiple of the patch, 16"),
+        ({"passes": 0}, "--passes 0: at least 1"),
+        ({"batch": 0}, "--batch 0: at least 1"),
+        ({"seed": -1}, "--seed -1: give a whole number"),
+        ({"word": " "}, "--word: say what the pictures show"),
+    ],
+)
+def test_bad_wishes_are_named(clip, tmp_path, wish, words):
+    with pytest.raises(WishError, match=words):
+        adapt(replace(AdaptWish([tmp_path], str(clip), tmp_path / "x"), **wish))
+
+
+def test_a_set_without_masks_teaches_nothing(mvtec, clip, tmp_path):
+    shutil.rmtree(mvtec / "ground_truth")
+    with pytest.raises(DataError, match="no test picture has a defect with a mask"):
+        adapt(AdaptWish([mvtec], str(clip), tmp_path / "x", side=SIDE))
