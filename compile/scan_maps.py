@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +15,21 @@ from compile.listing import Skipped
 from compile.scan_data import Scans
 from edge.bundle import Background, ScanInput, ScanSource, ScanTensor
 from edge.front_end import FrameError
-from edge.organised_scan.front_end import organised_scan
+from edge.organised_scan.front_end import Prepared, organised_scan
+from edge.organised_scan.view_tensors import view_tensors
 from edge.prepare import as_tensor
 from edge.scans.read import read_points
 from edge.scans.unit import in_millimetres
 
-ScanMap = ScanTensor
+ViewTensor = Literal["views", "view_index"]
+ScanMap = ScanTensor | ViewTensor
 FPFH_NEIGHBOURS = 100  # BTF's
 
 
 class ScanMaps(NamedTuple):
-    """`maps` are float32 [n, C, h, w] of the files `kept` (their places in what was asked for)."""
+    """`maps` are [n, ...] of the files `kept` (their places in what was asked for)."""
 
-    maps: dict[ScanMap, NDArray[np.float32]]
+    maps: dict[ScanMap, NDArray[Any]]
     kept: list[int]
     skipped: list[Skipped]
 
@@ -58,21 +60,30 @@ def load_scan_maps(
         tick: told what is done.
 
     """
-    maps: dict[ScanMap, NDArray[np.float32]] = {}
+    maps: dict[ScanMap, NDArray[Any]] = {}
     kept: list[int] = []
     skipped = []
     for place, path in enumerate(paths):
         try:
-            found = organised_scan(in_millimetres(read_points(scans.of[path]), scans.unit), spec)
+            found = _tensors(organised_scan(in_millimetres(read_points(scans.of[path]), scans.unit), spec), wanted)
         except FrameError as error:
             skipped.append(Skipped(path, f"scan: {error}"))
             continue
-        for name in wanted:
-            values = as_tensor(found, name)
+        for name, values in found.items():
             if name not in maps:
-                maps[name] = on_disk(work / f"{name}.bin", np.dtype(np.float32), (len(paths), *values.shape))
+                maps[name] = on_disk(work / f"{name}.bin", values.dtype, (len(paths), *values.shape))
             maps[name][len(kept)] = values
         kept.append(place)
         if tick:
             tick(place + 1, len(paths))
     return ScanMaps({name: array[: len(kept)] for name, array in maps.items()}, kept, skipped)
+
+
+def _tensors(prepared: Prepared, wanted: Sequence[ScanMap]) -> dict[ScanMap, NDArray[Any]]:
+    found: dict[ScanMap, NDArray[Any]] = {}
+    for name in wanted:
+        if name == "views" or name == "view_index":
+            found |= {"views": (drawn := view_tensors(prepared)).views, "view_index": drawn.view_index}
+        else:
+            found[name] = as_tensor(prepared, name)
+    return {name: found[name] for name in wanted}

@@ -71,7 +71,9 @@ class Adapted:
 
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Of its maps: the block that ends each stage, and none for the picture's embedding."""
+        """Of its maps: the block that ends each stage, and none for the picture's embedding; none of one for scans."""
+        if self.record.method == "mvp-pclip":
+            return ()
         return (*((self.blocks // STAGES * (i + 1) - 1,) for i in range(STAGES)), ())
 
     @property

@@ -22,7 +22,7 @@ def score_maps(
     tick: Callable[[int, int], None] | None = None,
     class_index: int = 0,
 ) -> Scored:
-    """Score n pictures, given as one array [n, C, h, w] of trunk maps per stride, all of their area inspected.
+    """Score n pictures, given as one array [n, ...] per input of the head but the mask, all of their area inspected.
 
     A head that takes the class is told that all are of `class_index`.
     """
@@ -31,7 +31,7 @@ def score_maps(
     heat = np.empty((count, *head.map_size), np.float32)
     for start in range(0, count, BATCH):
         chosen = slice(start, min(start + BATCH, count))
-        chunk = [torch.from_numpy(np.asarray(each[chosen], np.float32)) for each in maps]
+        chunk = [torch.from_numpy(np.array(each[chosen])) for each in maps]
         classes = [torch.full((len(chunk[0]),), class_index)] if head.takes_class else []
         score, found = head(*chunk, torch.ones(len(chunk[0]), *head.map_size), *classes)
         scores[chosen], heat[chosen] = score.numpy(), found.numpy()

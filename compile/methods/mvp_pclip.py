@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from compile.anomaly_graph import AnomalyHead
-from compile.backbones.clip import CLIP, STAGES, ImageTower, Sentences, TextTower
+from compile.backbones.adapted import TABLE, Adapted, fill
+from compile.backbones.clip import CLIP, STAGES, ImageTower, Sentences, TextTower, load_clip
 from compile.methods.adaclip import margins, unit
 
 VIEWS = 9
@@ -56,7 +57,8 @@ class ViewEyes(nn.Module):
 
     def forward(self, views: Tensor) -> Shown:
         x = self.tower.embed(views.reshape(-1, PIXELS, PIXELS, 1).expand(-1, -1, -1, 3))
-        plain, stages = x.shape[1], []
+        plain = x.shape[1]
+        stages: list[Tensor] = []
         for i, block in enumerate(self.tower.blocks):
             if i in self.tower.stages:
                 key, project = self.keys[len(stages)], self.project[len(stages)]
@@ -181,6 +183,19 @@ class ViewModel(nn.Module):
     def whole(self, shown: Shown) -> Tensor:
         """Probability that the object has a defect, [B]."""
         return margins(shown.whole, self.table[None]).sigmoid().mean(1)
+
+
+def build_mvp_pclip(source: Adapted) -> ViewModel:
+    """Load the model of an adapted CLIP.
+
+    Raises:
+        BackboneError: CLIP or what was learned cannot be read, or do not fit each other.
+
+    """
+    clip, learned = load_clip(source.clip, PIXELS), source.read_learned()
+    eyes = ViewEyes(clip.image, clip.width)
+    fill(eyes, learned, "eyes.", source.folder)
+    return ViewModel(eyes, learned[TABLE])
 
 
 class ViewHead(AnomalyHead):

@@ -28,6 +28,7 @@ from compile.methods.inp_former_lite import fit_inp_former_lite, zero_shot_lite
 from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
+from compile.methods.mvp_pclip import ViewHead, ViewModel, build_mvp_pclip
 from compile.methods.patchcore import BANK, BLUR_SIGMA, HeldOut, fit_patchcore
 from compile.methods.pnpt import Select
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
@@ -150,6 +151,8 @@ class Method:
     @torch.no_grad()
     def head(self, model: nn.Module, maps: Maps, map_size: tuple[int, int]) -> AnomalyHead:
         """Make the head of a model that takes such maps."""
+        if isinstance(model, ViewModel):
+            return ViewHead(model, [tuple(maps[1].shape[2:])], map_size, centre=self.centre).eval()
         one = [torch.from_numpy(np.asarray(each[:1], np.float32)) for each in maps]
         classes = [torch.zeros(1, dtype=torch.int64)] if getattr(model, "takes_class", False) else []
         grids = [(found.shape[1], found.shape[2]) for found in model(one, *classes)]
@@ -278,6 +281,8 @@ def _read_adapted(
 ) -> nn.Module:
     """Fit nothing: what was learned on other things is all there is."""
     del seed, steps, progress
+    if source.record.method == "mvp-pclip":
+        return build_mvp_pclip(source)
     return read_head(source, samples.good[0].shape[2])
 
 
@@ -433,6 +438,15 @@ ADAPTED: dict[AdaptMethod, Method] = {
         smoothing=SIGMA * MAP_LIMIT,
         centre=PATCH_CENTRE,
         image_score="margin of the picture's embedding, fused with its oddest patches, between the texts",
+        several=True,
+    ),
+    "mvp-pclip": Method(
+        "MVP-PCLIP with a constant text",
+        _fit_grnr,
+        levels=(),
+        scans=("views", "view_index"),
+        centre=PATCH_CENTRE,
+        image_score="mean over nine views of the probability that the object is damaged",
         several=True,
     ),
 }

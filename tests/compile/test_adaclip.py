@@ -223,12 +223,11 @@ def test_training_learns_and_touches_prompts_alone(loaded, prompting):
     assert losses[1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize(("prompting", "fusion"), [("static", "mean"), ("image", "none")])
-def test_exports_to_what_tensorrt_takes(loaded, prompting, fusion):
-    model = made(loaded, prompting)
+def test_exports_to_what_tensorrt_takes(loaded):
+    model = made(loaded, "static")
     table = model.reader(tokens_of(loaded, ["cap"]))[0]
     trunk = AdaTrunk(model.eyes)
-    head = AnomalyHead(AdaHead(table, 4, SIDE, fusion), [(SIDE, SIDE)], (32, 32), smoothing=SIGMA * 32)
+    head = AnomalyHead(AdaHead(table, 4, SIDE), [(SIDE, SIDE)], (32, 32), smoothing=SIGMA * 32)
     graph = AnomalyGraph(trunk, head)
     images, mask = pictures(3), torch.ones(3, 32, 32)
     mask[:, :, :16] = 0
