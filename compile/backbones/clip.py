@@ -238,11 +238,16 @@ def load_clip(source: Source, side: int) -> CLIP:
     checked = source.config
     config = transformers.CLIPConfig(
         vision_config=checked.vision_config.model_dump(),
-        text_config=checked.text_config.model_dump(),
+        text_config=checked.text_config.model_dump() | _ends(checked.text_config.vocab_size),
         projection_dim=checked.projection_dim,
     )
     model = load_pretrained(transformers.CLIPModel, config, source.folder, beside=("position_ids",))
     return CLIP(model, side, _load_tokenizer(source.folder, checked.text_config.vocab_size))
+
+
+def _ends(vocabulary: int) -> dict[str, int]:
+    """The last two words, as in CLIP's own vocabulary; nothing here looks at them, but others would warn."""
+    return {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
 
 
 def _load_tokenizer(folder: Path, vocabulary: int) -> Any:

@@ -56,7 +56,7 @@ class ViewEyes(nn.Module):
         self.project_views = nn.ModuleList(nn.Linear(width, width) for _ in range(VIEWS))
 
     def forward(self, views: Tensor) -> Shown:
-        x = self.tower.embed(views.reshape(-1, PIXELS, PIXELS, 1).expand(-1, -1, -1, 3))
+        x = self.tower.embed(views.float().reshape(-1, PIXELS, PIXELS, 1).expand(-1, -1, -1, 3))
         plain = x.shape[1]
         stages: list[Tensor] = []
         for i, block in enumerate(self.tower.blocks):
@@ -134,21 +134,22 @@ def read_points(patches: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """
     count, views, cells, _ = patches.shape
     side = math.isqrt(cells)
-    flat = patches.flatten(0, 2)
-    first = torch.arange(count, device=index.device)[:, None] * (views * cells)
+    first = torch.arange(count, device=index.device)[:, None] * views + torch.arange(views, device=index.device)
     pixel = index.float()
     seen = (pixel >= 0).float()
     row = ((pixel + 0.5) * (1.0 / PIXELS)).floor().clamp(min=0)
     column = (pixel - PIXELS * row).clamp(min=0)
     (top, down), (left, right) = (_between(at * ((side - 1) / (PIXELS - 1)), side) for at in (row, column))
-    total: Tensor | None = None
-    for v in range(views):
-        for y, weight_y in ((top, 1 - down), (top + 1, down)):
-            for x, weight_x in ((left, 1 - right), (left + 1, right)):
-                cell = first + v * cells + (y[:, v] * side + x[:, v]).long()
-                found = flat[cell] * (weight_y[:, v] * weight_x[:, v] * seen[:, v])[..., None]
-                total = found if total is None else total + found
-    return unit(cast(Tensor, total)), seen.sum(1)
+    corner = first[..., None] * cells + (top * side + left).long()
+    around = [corner, corner + 1, corner + side, corner + side + 1]
+    weights = [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right]
+    flat, total = patches.flatten(0, 2), torch.zeros(1, device=patches.device)
+    for cell, weight in zip(around, weights, strict=True):
+        shown = (weight * seen)[..., None]
+        for v in range(views):
+            found = flat.index_select(0, cell[:, v].flatten()).reshape(*cell.shape[::2], -1)
+            total = total + found * shown[:, v]
+    return unit(total), seen.sum(1)
 
 
 def _between(at: Tensor, side: int) -> tuple[Tensor, Tensor]:
