@@ -155,7 +155,7 @@ def run_prompted(tower: ImageTower, image: Tensor, prompts: Sequence[Tensor]) ->
     plain, stages = x.shape[1], []
     for i, block in enumerate(tower.blocks):
         if i < len(prompts):
-            x = torch.cat([x[:, :plain], prompts[i].expand(len(x), -1, -1)], 1)
+            x = torch.cat([x[:, :plain], prompts[i].expand(x.shape[0], -1, -1)], 1)
         x = block(x)
         if i in tower.stages:
             stages.append(x[:, 1:plain])
@@ -168,7 +168,7 @@ def run_prompted_text(tower: TextTower, sentences: Sentences, prompts: Sequence[
     mask = tower.causal(x.shape[1])
     for i, block in enumerate(tower.blocks):
         if 0 < i < len(prompts):
-            x = torch.cat([x[:, :1], prompts[i].expand(len(x), -1, -1), x[:, 1 + LENGTH :]], 1)
+            x = torch.cat([x[:, :1], prompts[i].expand(x.shape[0], -1, -1), x[:, 1 + LENGTH :]], 1)
         x = block(x, mask)
     return tower.finish(x, sentences.ends)
 

@@ -46,7 +46,7 @@ class AdaTrunk(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         seen = self.eyes(image)
         side = self.eyes.tower.grid
-        stages = [each.transpose(1, 2).reshape(len(each), -1, side, side) for each in seen.patches.unbind(1)]
+        stages = [each.transpose(1, 2).reshape(each.shape[0], -1, side, side) for each in seen.patches.unbind(1)]
         found = dict(zip(self._known, (*stages, seen.whole[..., None, None]), strict=True))
         return tuple(found[level] for level in self.levels)
 
@@ -77,7 +77,7 @@ class AdaHead(nn.Module):
         table: float32 [D, 2], the text.
         grid: patches a side.
         side: of the picture, pixels.
-        fusion: `mean` or `none`.
+        fusion: in a graph `mean` or `none`; the others need clusters, which no graph has.
 
     """
 
@@ -86,8 +86,6 @@ class AdaHead(nn.Module):
 
     def __init__(self, table: Tensor, grid: int, side: int, fusion: Fusion = "mean") -> None:
         super().__init__()
-        if fusion not in ("mean", "none"):
-            raise ValueError(f"fusion {fusion!r} needs clusters, which no graph has: take 'mean' or 'none'")
         self.fusion: Fusion = fusion
         self.patch = side // grid
         self.register_buffer("table", table)

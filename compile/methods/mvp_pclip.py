@@ -56,20 +56,20 @@ class ViewEyes(nn.Module):
         self.project_views = nn.ModuleList(nn.Linear(width, width) for _ in range(VIEWS))
 
     def forward(self, views: Tensor) -> Shown:
-        x = self.tower.embed(views.float().reshape(-1, PIXELS, PIXELS, 1).expand(-1, -1, -1, 3))
+        x = self.tower.embed(views.float().flatten(0, 1)[..., None].expand(-1, -1, -1, 3))
         plain = x.shape[1]
         stages: list[Tensor] = []
         for i, block in enumerate(self.tower.blocks):
             if i in self.tower.stages:
                 key, project = self.keys[len(stages)], self.project[len(stages)]
-                x = block(torch.cat([x, key.expand(len(x), 1, -1)], 1))[:, :plain]
+                x = block(torch.cat([x, key.expand(x.shape[0], 1, -1)], 1))[:, :plain]
                 stages.append(unit(project(x[:, 1:])))
             else:
                 x = block(x)
         mean: Tensor = sum(stages[1:], stages[0]) * (1.0 / STAGES)
-        whole = self.tower.finish(x).reshape(-1, VIEWS, mean.shape[2])
+        whole = self.tower.finish(x).reshape(views.shape[0], VIEWS, -1)
         views_of = [unit(project(whole[:, i])) for i, project in enumerate(self.project_views)]
-        return Shown(mean.reshape(-1, VIEWS, *mean.shape[1:]), torch.stack(views_of, 1))
+        return Shown(mean.reshape(views.shape[0], VIEWS, *mean.shape[1:]), torch.stack(views_of, 1))
 
 
 class PromptReader(nn.Module):
@@ -90,14 +90,14 @@ class PromptReader(nn.Module):
             room = self.tower.longest - learned - tokens.shape[2]
             tokens = torch.cat([tokens, torch.zeros_like(tokens[..., :1]).expand(-1, -1, room)], 2)
         words = self.tower.token(tokens)
-        prompts = torch.cat([self.shared.expand(2, -1, -1), self.own], 1).expand(len(words), -1, -1, -1)
+        prompts = torch.cat([self.shared.expand(2, -1, -1), self.own], 1).expand(words.shape[0], -1, -1, -1)
         x = torch.cat([words[:, :, :1], prompts, words[:, :, 1:]], 2).flatten(0, 1)
         x = x + self.tower.places[: x.shape[1]]
         mask = self.tower.causal(x.shape[1]) if self.attention == "causal" else None
         for block in self.tower.blocks:
             x = block(x, mask)
         found = unit(self.tower.finish(x, sentences.ends.flatten() + learned))
-        return found.reshape(len(words), 2, -1).transpose(1, 2)
+        return found.reshape(words.shape[0], 2, -1).transpose(1, 2)
 
 
 class MVPPCLIP(nn.Module):
@@ -132,7 +132,7 @@ def read_points(patches: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         how many do.
 
     """
-    count, views, cells, _ = patches.shape
+    count, views, cells = index.shape[0], patches.shape[1], patches.shape[2]
     side = math.isqrt(cells)
     first = torch.arange(count, device=index.device)[:, None] * views + torch.arange(views, device=index.device)
     pixel = index.float()

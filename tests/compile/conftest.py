@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from skimage import data
 from torch import Tensor
 
+from benchmarks.tiny_clip import write_tiny_clip
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.export import export
@@ -151,31 +151,4 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small CLIP in the published format, with a vocabulary of letters: every weight is random."""
-    vision = {"hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 2, "intermediate_size": 64}
-    text = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
-    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789."]
-    words = [
-        *letters,
-        *(f"{each}</w>" for each in letters),
-        "fl",
-        "aw</w>",
-        "flaw</w>",
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    config = transformers.CLIPConfig(
-        vision_config={**vision, "image_size": 64, "patch_size": 16},
-        text_config={**text, "vocab_size": len(words), "eos_token_id": 2},
-        projection_dim=40,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.CLIPModel(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn(parameter.shape))
-    folder: Path = tmp_path_factory.mktemp("clip") / "tiny"
-    model.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nf l\na w</w>\nfl aw</w>\n")
-    return folder
+    return write_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny")

@@ -233,10 +233,11 @@ def test_exports_to_what_tensorrt_takes(loaded):
     exported = export(graph, (images, mask), ["image", "mask"], ["score", "map"])
     assert check_allowed(exported) == []
     session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
-    wanted = graph(images, mask)
-    for got, want in zip(session.run(None, {"image": images.numpy(), "mask": mask.numpy()}), wanted, strict=True):
-        np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-4)
-    assert float(wanted[0].min()) >= 0
+    for some in (slice(0, 1), slice(0, 3)):
+        inputs = {"image": images[some].numpy(), "mask": mask[some].numpy()}
+        for got, want in zip(session.run(None, inputs), graph(images[some], mask[some]), strict=True):
+            np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-4)
+    assert not graph(images, mask)[1][:, :, :16].any()
     assert len(build(exported).engine) > 50_000
 
 
@@ -258,11 +259,6 @@ def test_the_score_ranks_as_the_published_probability(loaded):
     published = (100 * features[-1].flatten(1).double() @ table.double()).softmax(1)[:, 1]
     assert score.argsort().tolist() == published.argsort().tolist()
     torch.testing.assert_close(published, (400 * (score.double() - 0.5)).sigmoid(), rtol=1e-3, atol=1e-4)
-
-
-def test_what_no_graph_has_is_refused(loaded):
-    with pytest.raises(ValueError, match="fusion 'code' needs clusters"):
-        AdaHead(torch.ones(40, 2), 4, SIDE, "code")
 
 
 def test_sentences_may_differ_in_length(loaded):

@@ -3,9 +3,12 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -111,3 +114,38 @@ def test_a_set_without_masks_teaches_nothing(mvtec, clip, tmp_path):
     shutil.rmtree(mvtec / "ground_truth")
     with pytest.raises(DataError, match="no test picture has a defect with a mask"):
         adapt(AdaptWish([mvtec], str(clip), tmp_path / "x", side=SIDE))
+
+
+@pytest.fixture
+def scans(tmp_path) -> Callable[[str], Path]:
+    """Sets of rough surfaces of which some have a dent."""
+
+    def made(name: str) -> Path:
+        root = tmp_path / name
+        y, x = np.mgrid[:64, :64] - 32.0
+        for part, count in (("train/good", 20), ("test/good", 3), ("test/dent", 3)):
+            for folder in ("rgb", "xyz", "gt"):
+                (root / part / folder).mkdir(parents=True)
+            for i in range(count):
+                rng = np.random.default_rng([len(name), len(part), i])
+                dent = 20 * np.exp(-((x - 9) ** 2 + (y - rng.integers(-15, 15)) ** 2) / 40) * (part == "test/dent")
+                z = 500 + cv2.GaussianBlur(rng.normal(0, 4, x.shape), (0, 0), 3) + dent
+                cv2.imwrite(str(root / part / "xyz" / f"{i}.tiff"), np.stack([z, y, x], axis=2).astype(np.float32))
+                grey = cv2.GaussianBlur(rng.normal(128, 400, x.shape), (0, 0), 4).clip(0, 255).astype(np.uint8)
+                cv2.imwrite(str(root / part / "rgb" / f"{i}.png"), grey)
+                cv2.imwrite(str(root / part / "gt" / f"{i}.png"), ((dent > 5) * 255).astype(np.uint8))
+        return root
+
+    return made
+
+
+def test_scans_of_one_set_teach_for_those_of_another(scans, clip, tmp_path, capsys):
+    road, wood = scans("road"), scans("wood_board")
+    adapt(AdaptWish([road], str(clip), tmp_path / "adapted", method="mvp-pclip", word="wood board", passes=1))
+    assert not [name for name in find_adapted(tmp_path / "adapted").read_learned() if "tower" in name]
+    wishes = ["--backbone", str(tmp_path / "adapted"), "-o", str(tmp_path / "out"), "--json"]
+    assert main(["bench", str(wood), *wishes]) == OK
+    rows = list(csv.DictReader((tmp_path / "out" / "bench.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows} == {"mvp-pclip"}
+    with pytest.raises(WishError, match="has views of 224 pixels and one kind of prompts"):
+        adapt(AdaptWish([road], str(clip), tmp_path / "x", method="mvp-pclip", dynamic=True))
