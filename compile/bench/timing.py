@@ -12,7 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
+KINDS = {
+    "tensor(float)": np.float32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
 
 
 def main(file: str, runs: int, warm_up: int) -> None:

@@ -102,7 +102,7 @@ def test_what_does_not_belong_together_is_refused(adapted, clip, tmp_path):
         ({"passes": 0}, "--passes 0: at least 1"),
         ({"batch": 0}, "--batch 0: at least 1"),
         ({"seed": -1}, "--seed -1: give a whole number"),
-        ({"word": " "}, "--word: say what the pictures show"),
+        ({"word": " "}, "--word: say what will be inspected"),
     ],
 )
 def test_bad_wishes_are_named(clip, tmp_path, wish, words):
