@@ -71,10 +71,10 @@ class Adapted:
 
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Of its maps: the block that ends each stage, and none for the picture's embedding; none of one for scans."""
+        """Of its maps: none for the picture's embedding, and the block that ends each stage; of one for scans no maps."""
         if self.record.method == "mvp-pclip":
             return ()
-        return (*((self.blocks // STAGES * (i + 1) - 1,) for i in range(STAGES)), ())
+        return ((), *((self.blocks // STAGES * (i + 1) - 1,) for i in range(STAGES)))
 
     @property
     def weights(self) -> tuple[Path, ...]:

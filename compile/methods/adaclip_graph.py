@@ -26,20 +26,20 @@ WHOLE = ()  # the level of the picture's embedding
 
 
 class AdaTrunk(nn.Module):
-    """image uint8 [B, H, W, 3] -> patches of stages, float32 [B, D, h, w] each, and the embedding [B, D, 1, 1].
+    """image uint8 [B, H, W, 3] -> the embedding, float32 [B, D, 1, 1], and patches of stages [B, D, h, w].
 
     All of them have length 1 along the channels.
 
     Args:
         eyes: trained.
-        levels: the block that ends a stage, or none for the embedding; by default all stages, then the embedding.
+        levels: none for the embedding, or the block that ends a stage; by default the embedding, then all stages.
 
     """
 
     def __init__(self, eyes: Eyes, levels: Sequence[tuple[int, ...]] = ()) -> None:
         super().__init__()
         self.eyes = eyes
-        self._known = (*((stage,) for stage in eyes.tower.stages), WHOLE)
+        self._known = (WHOLE, *((stage,) for stage in eyes.tower.stages))
         self.levels = tuple(levels) or self._known
         self.eval().requires_grad_(requires_grad=False)
 
@@ -47,7 +47,7 @@ class AdaTrunk(nn.Module):
         seen = self.eyes(image)
         side = self.eyes.tower.grid
         stages = [each.transpose(1, 2).reshape(each.shape[0], -1, side, side) for each in seen.patches.unbind(1)]
-        found = dict(zip(self._known, (*stages, seen.whole[..., None, None]), strict=True))
+        found = dict(zip(self._known, (seen.whole[..., None, None], *stages), strict=True))
         return tuple(found[level] for level in self.levels)
 
 
@@ -92,13 +92,13 @@ class AdaHead(nn.Module):
         self.register_buffer("finer", corners(grid, side), persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        margin = self._margin(features).reshape(-1, *features[0].shape[2:])
+        margin = self._margin(features).reshape(-1, *features[1].shape[2:])
         return ((self.finer @ margin @ self.finer.T).sigmoid(),)
 
     def image_score(self, features: Sequence[Tensor], _: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
         """Half of the margin's cosine, plus a half: 0 to 1."""
         shown = functional.max_pool2d(seen[0][:, None], self.patch).flatten(1)
-        whole = fuse(features[-1].flatten(1), _patches(features), self._margin(features), self.fusion, shown)
+        whole = fuse(features[0].flatten(1), _patches(features), self._margin(features), self.fusion, shown)
         margin: Tensor = margins(whole[:, None], self.table[None])[:, 0]
         return margin / (4 * SHARPNESS) + 0.5
 
@@ -109,4 +109,4 @@ class AdaHead(nn.Module):
 
 def _patches(features: Sequence[Tensor]) -> Tensor:
     """[B, S, N, D]."""
-    return torch.stack([each.flatten(2).transpose(1, 2) for each in features[:-1]], 1)
+    return torch.stack([each.flatten(2).transpose(1, 2) for each in features[1:]], 1)

@@ -283,7 +283,7 @@ def _read_adapted(
     del seed, steps, progress
     if source.record.method == "mvp-pclip":
         return build_mvp_pclip(source)
-    return read_head(source, samples.good[0].shape[2])
+    return read_head(source, samples.good[1].shape[2])
 
 
 def _student(teacher: Method) -> Method:

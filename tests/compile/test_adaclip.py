@@ -246,7 +246,7 @@ def test_the_map_is_upsampled_corners_on_corners(loaded):
     table = model.reader(tokens_of(loaded, ["cap"]))[0]
     features = AdaTrunk(model.eyes)(pictures())
     (found,) = AdaHead(table, 4, SIDE)(features)
-    logits = torch.stack([(each.permute(0, 2, 3, 1) @ (100 * table)) for each in features[:-1]]).mean(0)
+    logits = torch.stack([(each.permute(0, 2, 3, 1) @ (100 * table)) for each in features[1:]]).mean(0)
     finer = torch.nn.functional.interpolate(logits.permute(0, 3, 1, 2), SIDE, mode="bilinear", align_corners=True)
     torch.testing.assert_close(found, finer.softmax(1)[:, 1], rtol=1e-4, atol=1e-5)
 
@@ -256,7 +256,7 @@ def test_the_score_ranks_as_the_published_probability(loaded):
     table = model.reader(tokens_of(loaded, ["cap"]))[0]
     features = AdaTrunk(model.eyes)(pictures(6))
     score = AdaHead(table, 4, SIDE, "none").image_score(features, [], [torch.ones(6, SIDE, SIDE)])
-    published = (100 * features[-1].flatten(1).double() @ table.double()).softmax(1)[:, 1]
+    published = (100 * features[0].flatten(1).double() @ table.double()).softmax(1)[:, 1]
     assert score.argsort().tolist() == published.argsort().tolist()
     torch.testing.assert_close(published, (400 * (score.double() - 0.5)).sigmoid(), rtol=1e-3, atol=1e-4)
 

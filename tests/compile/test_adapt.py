@@ -65,10 +65,10 @@ def test_an_adapted_clip_is_a_backbone(adapted):
     assert backbone.title == "CLIP adapted by adaclip, 8 blocks of width 32"
     assert (backbone.usual_side, backbone.step) == (SIDE, 16)
     method = find_method("adaclip", backbone)
-    assert method.levels == ((1,), (3,), (5,), (7,), ())
-    assert map_names(method.levels)[-2:] == ["maps_7", "maps_whole"]
-    some = ((), (5,))
-    whole, third = backbone.build(some, SIDE)(torch.full((1, SIDE, SIDE, 3), 9, dtype=torch.uint8))
+    assert method.levels == ((), (1,), (3,), (5,), (7,))
+    assert map_names(method.levels)[:2] == ["maps_whole", "maps_1"]
+    some = ((5,), ())
+    third, whole = backbone.build(some, SIDE)(torch.full((1, SIDE, SIDE, 3), 9, dtype=torch.uint8))
     assert (whole.shape, third.shape) == ((1, 40, 1, 1), (1, 40, 8, 8))
     with pytest.raises(UnknownMethodError, match=r"is none\. There are: adaclip\."):
         find_method("varad", backbone)
