@@ -71,7 +71,7 @@ class Adapted:
 
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Of its maps: none for the picture's embedding, and the block that ends each stage; of one for scans no maps."""
+        """Of its maps: none for the picture's embedding, and the block that ends each stage; no maps of scans."""
         if self.record.method == "mvp-pclip":
             return ()
         return ((), *((self.blocks // STAGES * (i + 1) - 1,) for i in range(STAGES)))
