@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from compile.backbones.choice import LITE_CELL
@@ -22,6 +21,7 @@ from edge.scans.read import read_points
 from edge.scans.unit import in_millimetres
 
 ViewTensor = Literal["views", "view_index"]
+VIEW_TENSORS: tuple[ViewTensor, ...] = ("views", "view_index")
 ScanMap = ScanTensor | ViewTensor
 FPFH_NEIGHBOURS = 100  # BTF's
 
@@ -80,10 +80,8 @@ def load_scan_maps(
 
 
 def _tensors(prepared: Prepared, wanted: Sequence[ScanMap]) -> dict[ScanMap, NDArray[Any]]:
-    found: dict[ScanMap, NDArray[Any]] = {}
-    for name in wanted:
-        if name == "views" or name == "view_index":
-            found |= {"views": (drawn := view_tensors(prepared)).views, "view_index": drawn.view_index}
-        else:
-            found[name] = as_tensor(prepared, name)
-    return {name: found[name] for name in wanted}
+    drawn = view_tensors(prepared) if set(wanted) & set(VIEW_TENSORS) else None
+    return {
+        name: getattr(drawn, name) if name in VIEW_TENSORS else as_tensor(prepared, cast("ScanTensor", name))
+        for name in wanted
+    }

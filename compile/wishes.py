@@ -88,6 +88,11 @@ def check_wishes(wanted: Settings, backbone: Backbone = DEFAULT) -> Method:
     except UnknownMethodError as error:
         option = "--teacher" if wanted.method.startswith(TAUGHT) else "--method"
         raise WishError(f"{option}: {error}") from error
+    if method.views:
+        raise WishError(
+            f"--method {wanted.method}: looks at views of scans, and no bundle carries views yet. Compare it with "
+            "beltline bench, or take a method for pictures or for scans."
+        )
     if wanted.background != "none" and not method.scans:
         raise WishError(f"--background {wanted.background}: --method {wanted.method} looks at no scan. Leave it out.")
     if budget is not None and wanted.size is None and method.head_share is None:

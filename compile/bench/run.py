@@ -143,7 +143,7 @@ def run_bench(wanted: Wanted, progress: Progress) -> Results:
     union: tuple[Level, ...] = tuple(
         sorted({level for each in methods for level in (*each.levels, *(each.teacher or each).levels)})
     )
-    scans = sorted({name for method in methods for name in method.scans})
+    scans = sorted({name for method in methods for name in method.of_scans})
     trunks = {
         levels: export_trunk(backbone.build(levels, wanted.size), wanted.size)
         for levels in {union, *(method.levels for method in methods)}
@@ -219,7 +219,7 @@ def _compare_on(
                     )
                     cost = _cost(entry.method, head, sets[0], trunk, kept)
                     for i, place in places.items():
-                        maps = sets[i].test_maps(entry.method.levels, entry.method.scans)
+                        maps = sets[i].test_maps(entry.method.levels, entry.method.of_scans)
                         scored = score_maps(head, maps, partial(progress, f"{step}, score"), i)
                         keep_run(place, Run(scored, taken, cost))
                 for i, place in places.items():
@@ -283,7 +283,7 @@ def _fit(
     taken = time.monotonic() - started
     shutil.rmtree(work)
     data = sets[0]
-    like = data.test_maps(entry.method.levels, entry.method.scans)
+    like = data.test_maps(entry.method.levels, entry.method.of_scans)
     return entry.method.head(model, like, (data.map_side, data.map_side)), taken
 
 
@@ -297,9 +297,9 @@ def _cost(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelPr
 
 def export_graph(method: Method, head: AnomalyHead, data: Labelled, trunk: onnx.ModelProto | None) -> onnx.ModelProto:
     """Export the head and join it with its trunk, as a bundle carries them. Maps of scans are inputs of the graph."""
-    maps = tuple(torch.from_numpy(np.array(each[:2])) for each in data.test_maps(method.levels, method.scans))
+    maps = tuple(torch.from_numpy(np.array(each[:2])) for each in data.test_maps(method.levels, method.of_scans))
     mask = torch.ones(2, data.map_side, data.map_side)
     classes = {"class": torch.zeros(2, dtype=torch.int64)} if head.takes_class else {}
-    names = [*map_names(method.levels), *method.scans, "mask", *classes]
+    names = [*map_names(method.levels), *method.of_scans, "mask", *classes]
     exported = export(head, (*maps, mask, *classes.values()), names, ["score", "map"])
     return join(trunk, exported) if trunk else exported

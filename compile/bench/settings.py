@@ -161,7 +161,7 @@ def samples_of(
     """
     method = entry.method
     if entry.shots is None or entry.transferred:
-        return _join([each.samples(method.levels, method.scans) for each in sets], seed)
+        return _join([each.samples(method.levels, method.of_scans) for each in sets], seed)
     drawn = draw([range(len(each.good)) for each in sets], entry.shots, seed)
     found = []
     for number, (data, chosen) in enumerate(zip(sets, drawn, strict=True)):
@@ -172,7 +172,7 @@ def samples_of(
             folder.mkdir()
             found.append(Samples(_maps_of_variants(data, rows, trunk, folder, progress)))
         else:
-            maps = data.samples(method.levels, method.scans).good
+            maps = data.samples(method.levels, method.of_scans).good
             found.append(Samples([cast("NDArray[Any]", Rows(each, rows)) for each in maps]))
     return _join(found, seed)
 

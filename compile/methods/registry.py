@@ -36,9 +36,10 @@ from compile.methods.pnpt_fit import fit_pnpt
 from compile.methods.varad import FULL, FULL_SIZES, LIGHT, SIZES, Size
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
 from compile.methods.varad_fit import fit_varad
-from compile.scan_maps import ScanMap
+from compile.scan_maps import VIEW_TENSORS, ScanMap
 from compile.split_plan import FEW_PARTS
 from compile.standardise import Standardised, measure_spread
+from edge.bundle import ScanTensor
 from edge.errors import BeltlineError
 
 FOLDS = 5  # of VarAD's cross-fit
@@ -118,6 +119,7 @@ class Method:
             and smoothing.
         teacher: of a student, which is fitted on what `ask` gives.
         scans: maps of the scan that it takes after the trunk's; with no levels it sees no picture at all.
+        views: whether it takes the scan's nine views and their index in place of maps.
         shots: for a method that can do with a few good pictures.
 
     """
@@ -138,8 +140,14 @@ class Method:
     head_share: float | None = None
     several: bool = False
     teacher: Method | None = None
-    scans: tuple[ScanMap, ...] = ()
+    scans: tuple[ScanTensor, ...] = ()
+    views: bool = False
     shots: Shots | None = None
+
+    @property
+    def of_scans(self) -> tuple[ScanMap, ...]:
+        """What it takes of a scan."""
+        return (*self.scans, *(VIEW_TENSORS if self.views else ()))
 
     @property
     def score(self) -> str:
@@ -444,7 +452,7 @@ ADAPTED: dict[AdaptMethod, Method] = {
         "MVP-PCLIP with a constant text",
         _fit_grnr,
         levels=(),
-        scans=("views", "view_index"),
+        views=True,
         centre=PATCH_CENTRE,
         image_score="mean over nine views of the probability that the object is damaged",
         several=True,

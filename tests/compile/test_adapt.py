@@ -18,11 +18,12 @@ from compile.backbones.adapted import LEARNED, find_adapted
 from compile.backbones.choice import find_backbone
 from compile.backbones.clip import find_clip, load_clip
 from compile.data import DataError
+from compile.job import Settings
 from compile.methods.adaclip import AdaCLIP
 from compile.methods.adaclip_fit import tokens_of
 from compile.methods.registry import UnknownMethodError, find_method
 from compile.trunk_graph import map_names
-from compile.wishes import WishError
+from compile.wishes import WishError, check_wishes
 from edge.cli import OK, main
 
 SIDE = 128
@@ -149,3 +150,5 @@ def test_scans_of_one_set_teach_for_those_of_another(scans, clip, tmp_path, caps
     assert {row["method"] for row in rows} == {"mvp-pclip"}
     with pytest.raises(WishError, match="has views of 224 pixels and one kind of prompts"):
         adapt(AdaptWish([road], str(clip), tmp_path / "x", method="mvp-pclip", dynamic=True))
+    with pytest.raises(WishError, match="--method mvp-pclip: looks at views of scans, and no bundle carries views yet"):
+        check_wishes(Settings(wood, tmp_path / "x.bundle", method="mvp-pclip"), find_backbone(wishes[1]))
