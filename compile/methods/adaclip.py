@@ -59,8 +59,10 @@ class Eyes(nn.Module):
         self.project = nn.ModuleList(nn.Linear(tower.width, width) for _ in range(STAGES))
         self.project_whole = nn.Linear(width, width)
 
-    def forward(self, image: Tensor) -> Seen:
-        context = self.context(image) if self.dynamic is not None else None
+    def forward(self, image: Tensor, context: Tensor | None = None) -> Seen:
+        """Context: where prompts depend on the picture and it is known already."""
+        if self.dynamic is not None and context is None:
+            context = self.context(image)
         stages, whole = run_prompted(self.tower, image, _join(self.static, self.dynamic, context))
         pairs = zip(self.project, stages, strict=True)
         patches = torch.stack([unit(project(stage)) for project, stage in pairs], 1)
@@ -108,6 +110,11 @@ class AdaCLIP(nn.Module):
         self.eyes = Eyes(clip.image, clip.width, dynamic=prompting != "static")
         self.reader = Reader(clip.text, clip.width, dynamic=prompting == "full")
 
+    def forward(self, images: Tensor, sentences: Sentences, words: Tensor) -> tuple[Seen, Tensor]:
+        """Give what is seen of pictures, and the text's table of each; the bare tower runs once at most."""
+        context = None if self.prompting == "static" else self.eyes.context(images)
+        return self.eyes(images, context), self._read(sentences, words, context)
+
     def table(self, sentences: Sentences, words: Tensor, images: Tensor) -> Tensor:
         """Give the text's table of each picture, [B, D, 2].
 
@@ -117,9 +124,12 @@ class AdaCLIP(nn.Module):
             images: uint8 [B, H, W, 3], looked at where sentences depend on them.
 
         """
+        return self._read(sentences, words, self.eyes.context(images) if self.prompting == "full" else None)
+
+    def _read(self, sentences: Sentences, words: Tensor, context: Tensor | None) -> Tensor:
         if self.prompting == "full":
             own = Sentences(sentences.tokens[words], sentences.ends[words])
-            return cast(Tensor, self.reader(own, self.eyes.context(images)))
+            return cast(Tensor, self.reader(own, context))
         known, which = torch.unique(words, return_inverse=True)
         return cast(Tensor, self.reader(Sentences(sentences.tokens[known], sentences.ends[known]))[which])
 
