@@ -38,6 +38,7 @@ def adapted(mvtec, clip, tmp_path) -> Path:
     return tmp_path / "adapted"
 
 
+@pytest.mark.slow
 def test_from_labels_of_one_set_to_the_table_of_another(adapted, photographs, write, tmp_path, capsys):
     record = json.loads((adapted / "adapted.json").read_text())
     assert (record["auxiliary"], record["word"]) == (["steel-plate"], "brick wall")
@@ -140,11 +141,12 @@ def scans(tmp_path) -> Callable[[str], Path]:
     return made
 
 
+@pytest.mark.slow
 def test_scans_of_one_set_teach_for_those_of_another(scans, clip, tmp_path, capsys):
     road, wood = scans("road"), scans("wood_board")
     adapt(AdaptWish([road], str(clip), tmp_path / "adapted", method="mvp-pclip", word="wood board", passes=1))
     assert not [name for name in find_adapted(tmp_path / "adapted").read_learned() if "tower" in name]
-    wishes = ["--backbone", str(tmp_path / "adapted"), "-o", str(tmp_path / "out"), "--json"]
+    wishes = ["--backbone", str(tmp_path / "adapted"), "--size", "128", "-o", str(tmp_path / "out"), "--json"]
     assert main(["bench", str(wood), *wishes]) == OK
     rows = list(csv.DictReader((tmp_path / "out" / "bench.csv").read_text().splitlines()))
     assert {row["method"] for row in rows} == {"mvp-pclip"}
