@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data),)
 export BELTLINE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help demo demo-scan test check bench bench-methods bench-compile bench-station bench-bridge bench-calibration bench-scans soak constraints clean system
+.PHONY: help demo demo-scan test check bench bench-methods bench-compile bench-station bench-bridge bench-calibration bench-scans bench-peers soak constraints clean system
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -51,6 +51,10 @@ bench-calibration: $(VENV)/installed ## coverage of thresholds and speed of the 
 bench-scans: $(VENV)/installed ## the front end for scans: time of each step on one core
 	$(RUN)python -m benchmarks.scans
 
+PEERS := .venv-peers/bin/
+bench-peers: .venv-peers/installed out/demo/surface.bundle ## the student beside what anomalib exports, in an environment of its own
+	$(PEERS)python -m benchmarks.peers
+
 MINUTES ?= 60
 soak: out/demo/surface.bundle ## the line for MINUTES=60: memory, outcomes, latency
 	$(RUN)python -m benchmarks.soak --minutes $(MINUTES)
@@ -66,8 +70,13 @@ $(VENV)/installed: pyproject.toml constraints/$(MINOR).txt | system
 	$(RUN)pip install --quiet -c constraints/$(MINOR).txt -e '.[dev,page]'
 	touch $@
 
+.venv-peers/installed: benchmarks/peers/requirements.txt pyproject.toml | system
+	test -x $(PEERS)python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)pip install --quiet -r $< -e '.[edge]'
+	touch $@
+
 constraints: ## resolve constraints/*.txt anew (needs uv)
 	.ci/resolve-constraints
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build out dist *.egg-info
+	rm -rf $(VENV) .venv-peers build out dist *.egg-info

@@ -48,20 +48,31 @@ class Record:
     name: str
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # below the machine's line
 
-    def figure(self, what: str, value: float, unit: str, budget: float | None = None) -> None:
-        """Add one figure; above its budget the benchmark fails."""
-        verdict = ""
-        if budget is not None:
-            verdict = "met" if value <= budget else "MISSED"
-            if not value <= budget:
-                self.failures.append(f"{what}: {value:.4g} {unit}, budget {budget:g}")
-        self.rows.append((what, f"{value:.4g} {unit}", "" if budget is None else f"{budget:g}", verdict))
+    def figure(
+        self, what: str, value: float, unit: str, budget: float | None = None, *, least: float | None = None
+    ) -> None:
+        """Add one figure; above its budget, or below what it must at least be, the benchmark fails."""
+        limit, verdict = "", ""
+        if budget is not None or least is not None:
+            limit = f"{budget:g}" if least is None else f"at least {least:g}"
+            met = value <= budget if budget is not None else least is not None and value >= least
+            verdict = "met" if met else "MISSED"
+            if not met:
+                self.failures.append(f"{what}: {value:.4g} {unit}, budget {limit}")
+        self.rows.append((what, f"{value:.4g} {unit}", limit, verdict))
+
+    def words(self, what: str, measured: str) -> None:
+        """Add a row of several figures, or of none."""
+        self.rows.append((what, measured, "", ""))
 
     def finish(self) -> int:
         """Print and keep the table. Returns the exit code."""
         console = Console(record=True, width=120, file=sys.stdout, highlight=False)
         console.print(f"{self.name}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC\n{machine()}")
+        for remark in self.remarks:
+            console.print(remark)
         table = Table("figure", "measured", "budget", "")
         for row in self.rows:
             table.add_row(*row)

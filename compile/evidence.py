@@ -121,6 +121,18 @@ class Evidence:
             "trt_scored_by": "ONNX Runtime, Q/DQ in float as written",
         }
 
+    def calibration_json(self) -> dict[str, object]:
+        """The ranges that each INT8 rendering took from the good pictures."""
+        return {
+            name: {
+                "pictures": found.pictures,
+                "method": found.method,
+                "ranges": {tensor: [float(f"{end:.7g}") for end in ends] for tensor, ends in found.ranges.items()},
+            }
+            for name, found in self.renderings.items()
+            if found.ranges
+        }
+
 
 def per_class(classes: Sequence[Evidence], say: Callable[[Evidence], Said]) -> Said | dict[str, Said]:
     """What there is to say, by class where there are several."""
@@ -140,10 +152,16 @@ def _reduced(found: Reduced, rendering: Rendering) -> dict[str, object]:
         "image_auroc_loss_interval": list(found.auroc_loss_interval),
         "spearman": found.spearman,
         "false_reject_shift": found.false_reject_shift,
+        "precision": rendering.precision,
+        "ranges": rendering.method,
         "maps_change_relative": rendering.change,
         "maps_change_naive": rendering.naive_change,
         "float_nodes": [
             {"node": node.node, "operator": node.operator, "change_alone": node.harm} for node in rendering.float_nodes
+        ],
+        "trials": [
+            {"recipe": trial.recipe, "maps_change": trial.change, "verdict": trial.verdict}
+            for trial in rendering.trials
         ],
     }
 

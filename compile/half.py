@@ -8,6 +8,8 @@ precision is known to go wrong (LayerNorm above all). A transformer is not round
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -15,8 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
-def render_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a float graph with its products by constants in float16.
+def half_nodes(model: onnx.ModelProto) -> list[str]:
+    """Name the nodes that `render_half` casts, in the order of the graph: products by constants."""
+    constants = {item.name for item in model.graph.initializer}
+    return [node.name for node in model.graph.node if _is_product(node, constants)]
+
+
+def render_half(model: onnx.ModelProto, *, keep_float: Collection[str] = ()) -> onnx.ModelProto:
+    """Copy a float graph with its products by constants in float16, but for those whose names are kept.
 
     Raises:
         ValueError: a weight is too large for float16.
@@ -29,7 +37,7 @@ def render_half(model: onnx.ModelProto) -> onnx.ModelProto:
     casts: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in made.graph.node:
-        if node.op_type not in PRODUCTS or node.input[1] not in constants:
+        if node.name in keep_float or not _is_product(node, constants):
             nodes.append(node)
             continue
         for position, name in enumerate(node.input):
@@ -50,6 +58,10 @@ def render_half(model: onnx.ModelProto) -> onnx.ModelProto:
     made.graph.node.extend(copies)
     made.graph.initializer.extend([*kept, *halves.values()])
     return made
+
+
+def _is_product(node: onnx.NodeProto, constants: Collection[str]) -> bool:
+    return node.op_type in PRODUCTS and node.input[1] in constants
 
 
 def _half(constant: onnx.TensorProto, name: str) -> onnx.TensorProto:

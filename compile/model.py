@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
+from calibration.representative import check_representative
 from compile.anomaly_graph import AnomalyHead
 from compile.backbone import Trunk
 from compile.backbones.dinov2 import DINOv2
@@ -21,7 +23,7 @@ from compile.learned_defects import load_defects, weigh
 from compile.methods.checkpoint import resumable
 from compile.methods.registry import Samples, ask, find_method
 from compile.parity import Inputs
-from compile.precision import CalibrationRecord, calibrate, render_accurately, render_in_half
+from compile.precision import calibrate, render_accurately, render_in_half
 from compile.pseudo_defects import paint_pictures, wanted
 from compile.quantise import ONNX_RUNTIME, TENSORRT
 from compile.scan_maps import ScanMap
@@ -75,30 +77,38 @@ class TeacherMaps:
     painted: Features
 
 
-def render_trunks(
-    job: Job, trunk: Trunk | DINOv2 | None, pictures: NDArray[np.uint8]
-) -> tuple[Graphs, CalibrationRecord]:
-    """Export the trunk and render both INT8 forms from one record of `pictures`, which the head is fitted on too.
+def calibration_pictures(pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Choose evenly among the pictures that the head is fitted on too."""
+    rows = np.linspace(0, len(pictures) - 1, min(CALIBRATION_PICTURES, len(pictures))).astype(int)
+    return [pictures[i] for i in rows]
+
+
+def render_trunks(job: Job, trunk: Trunk | DINOv2 | None, pictures: NDArray[np.uint8]) -> Graphs:
+    """Export the trunk and render both INT8 forms from what its tensors hold on `calibration_pictures`.
 
     Of a vision transformer half precision is rendered for TensorRT, and nothing for ONNX Runtime. Where no picture is
     looked at there is no trunk.
+
+    Raises:
+        CalibrationError: they are too few or copies of each other.
+
     """
     if trunk is None:
-        return {}, CalibrationRecord("none", 0, {})
+        return {}
+    chosen = calibration_pictures(pictures)
+    check_representative(chosen)
     trunks: Graphs = {"float": export_trunk(trunk, job.side)}
-    rows = np.linspace(0, len(pictures) - 1, min(CALIBRATION_PICTURES, len(pictures))).astype(int)
-    chosen = [pictures[i] for i in rows]
     if job.backbone.family == "vit":
         job.evidence.renderings["trt"] = found = render_in_half(trunks["float"], chosen)
         trunks["trt"] = found.model
-        return trunks, CalibrationRecord("none", 0, {})
-    record, plain = calibrate(trunks["float"], chosen, job.clock.ticks("calibrate"))
+        return trunks
+    seen = calibrate(trunks["float"], chosen, job.clock.ticks("calibrate"))
     for target in (ONNX_RUNTIME, TENSORRT):
         tick = job.clock.ticks(f"quantise {target.name}")
-        found = render_accurately(trunks["float"], record, plain, target, chosen, tick=tick)
+        found = render_accurately(trunks["float"], seen, target, chosen, tick=tick)
         job.evidence.renderings[target.name] = found
         trunks[target.name] = found.model
-    return trunks, record
+    return trunks
 
 
 def extract(job: Job, trunks: Graphs, inputs: Inputs, step: str, scans: Sequence[ScanMap] = ()) -> Features:
@@ -248,8 +258,8 @@ def _places(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return places
 
 
-def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead, scans: Mapping[str, tuple[int, ...]]) -> Graphs:
-    """Join every rendering of the trunk with the float head; without a trunk the head alone is the graph.
+def export_head(job: Job, trunks: Graphs, head: AnomalyHead, scans: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """Export a head.
 
     Args:
         job: of the first class.
@@ -257,17 +267,23 @@ def export_graphs(job: Job, trunks: Graphs, head: AnomalyHead, scans: Mapping[st
         head: which takes the trunk's maps, then those of scans.
         scans: shapes of these by name.
 
-    Raises:
-        TensorRTError: a graph for TensorRT holds what TensorRT 10.3 does not take.
-
     """
     outputs = trunks["float"].graph.output if trunks else []
     maps = {v.name: torch.zeros(2, *(axis.dim_value for axis in v.type.tensor_type.shape.dim[1:])) for v in outputs}
     maps |= {name: torch.zeros(2, *shape) for name, shape in scans.items()}
     mask = torch.ones(2, job.map_side, job.map_side)
     classes = {"class": torch.zeros(2, dtype=torch.int64)} if head.takes_class else {}
-    exported = export(head, (*maps.values(), mask, *classes.values()), [*maps, "mask", *classes], ["score", "map"])
-    graphs: Graphs = {name: join(trunk, exported) for name, trunk in trunks.items()} or {"float": exported}
+    return export(head, (*maps.values(), mask, *classes.values()), [*maps, "mask", *classes], ["score", "map"])
+
+
+def join_all(trunks: Graphs, head: onnx.ModelProto) -> Graphs:
+    """Join every rendering of the trunk with the float head; without a trunk the head alone is the graph.
+
+    Raises:
+        TensorRTError: a graph for TensorRT holds what TensorRT 10.3 does not take.
+
+    """
+    graphs: Graphs = {name: join(trunk, head) for name, trunk in trunks.items()} or {"float": head}
     for name in ("float", "trt"):
         if name in graphs and (problems := check_allowed(graphs[name])):
             raise TensorRTError(f"{FILES[name]}: {problems[0]} ({len(problems)} finding(s))")

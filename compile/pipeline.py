@@ -32,10 +32,10 @@ from compile.job import FILES, Clock, Graphs, Job, Progress, Settings
 from compile.learned_defects import draw_defects, shows_same_part
 from compile.listing import Skipped
 from compile.machine import machine
+from compile.made import Good, Made
 from compile.methods.registry import Method, find_method
-from compile.model import Heads, export_graphs, extract, fit_heads, paint_samples, render_trunks
-from compile.parts import Parts, joined, load_parts
-from compile.precision import CalibrationRecord
+from compile.model import export_head, extract, fit_heads, join_all, paint_samples, render_trunks
+from compile.parts import joined, load_parts
 from compile.proof import (
     PARITY_PICTURES,
     Test,
@@ -50,6 +50,7 @@ from compile.proof import (
 )
 from compile.report import render_report
 from compile.scan_maps import scan_input
+from compile.search import Class, search_precision
 from compile.split_plan import SplitPlan, plan_classes, together
 from compile.thresholds import extrapolates, set_thresholds, warn_of_blindness, warn_of_outliers
 from compile.trunk_graph import export_trunk, map_names
@@ -82,32 +83,6 @@ class Compiled:
     def evidence(self) -> Evidence:
         """Of the first class, and of the whole."""
         return self.classes[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Good:
-    """The good parts of all classes, one class after the other."""
-
-    parts: Parts  # on disk
-    views: list[View]
-    classes: NDArray[np.int64]  # [n]
-    groups: NDArray[np.int64]  # [n], the physical part of each, numbered over all classes
-
-    @property
-    def paths(self) -> list[Path]:
-        """What names each."""
-        return [view.file for view in self.views]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What was made for all classes."""
-
-    good: Good
-    trunks: Graphs
-    heads: Heads
-    trained: AnomalyGraph
-    graphs: Graphs
 
 
 def compile_data(settings: Settings, progress: Progress = lambda *_: None) -> Compiled:
@@ -187,7 +162,7 @@ def _compile(jobs: list[Job]) -> Compiled:
     inputs = good.parts.inputs
     with step("quantise"):
         shown = inputs["image"][plan.folds[0][0]] if trunk else np.empty(0, np.uint8)
-        trunks, record = render_trunks(job, trunk, shown)
+        trunks = render_trunks(job, trunk, shown)
     with step("features"):
         features = extract(job, trunks, inputs, "features", method.scans)
     painted_samples = None
@@ -197,7 +172,9 @@ def _compile(jobs: list[Job]) -> Compiled:
     with step("fit"):
         heads = fit_heads(job, features, plan, painted_samples, good.classes if len(jobs) > 1 else None)
     with step("export"):
-        graphs = export_graphs(job, trunks, heads.shipped, {each.name: tuple(each.shape) for each in job.spec.tensors})
+        scans: dict[str, tuple[int, ...]] = {each.name: tuple(each.shape) for each in job.spec.tensors}
+        head = export_head(job, trunks, heads.shipped, scans)
+        graphs = join_all(trunks, head)
     if heads.shipped.takes_class:
         jobs = [replace(each, class_index=number) for number, each in enumerate(jobs)]
     with step("threshold"):
@@ -207,18 +184,22 @@ def _compile(jobs: list[Job]) -> Compiled:
             each.evidence.good_names = [good.paths[i].name for i in held]
             warn_of_outliers(each.evidence)
     with step("prove"):
-        made = Made(good, trunks, heads, AnomalyGraph(trunk, heads.shipped), graphs)
+        made = Made(good, trunks, heads, head, AnomalyGraph(trunk, heads.shipped), graphs)
         golden = []
         for each, own, test in zip(jobs, plans, tests, strict=True):
             with _of_class(each):
                 golden.append(_prove(each, made, own, test))
+    with step("search"):
+        judged = [Class(*each) for each in zip(jobs, plans, tests, strict=True)]
+        graphs = search_precision(judged, made, plan.folds[0][0])
+    with step("time"):
         agree([each.evidence for each in jobs])
         for each in jobs:
             kept = drop_refused(each, graphs)
             warn_of_blindness(each.evidence, job.settings.target_false_reject)
         time_graphs(jobs[0], kept, good.parts.take(slice(1)).inputs)
     with step("write"):
-        return _write(jobs, kept, record, golden, good)
+        return _write(jobs, kept, golden, good)
 
 
 def _prove(job: Job, made: Made, plan: SplitPlan, test: Test | None) -> GoldenInputs:
@@ -314,9 +295,7 @@ def _load_test(job: Job) -> Test | None:
     return test if 0 < test.defective.sum() < len(kept) else None
 
 
-def _write(
-    jobs: list[Job], graphs: Graphs, record: CalibrationRecord, golden: Sequence[GoldenInputs], good: Good
-) -> Compiled:
+def _write(jobs: list[Job], graphs: Graphs, golden: Sequence[GoldenInputs], good: Good) -> Compiled:
     job, classes = jobs[0], [each.evidence for each in jobs]
     found, wanted, several = job.evidence, job.settings, len(jobs) > 1
     method = find_method(wanted.method, job.backbone)
@@ -326,7 +305,7 @@ def _write(
         **golden_files(graphs, golden),
         "threshold.json": to_json(per_class(classes, lambda each: _thresholds(each, graphs))),
         "parity.json": to_json(per_class(classes, Evidence.parity_json)),
-        "calibration.json": to_json(record.to_json()),
+        "calibration.json": to_json(found.calibration_json()),
         "report.html": report,
     }
     manifest = Manifest(
@@ -344,7 +323,7 @@ def _write(
         graphs={
             name: Graph(
                 file=FILES[name],
-                precision=HALF if name == "trt" and job.backbone.family == "vit" else PRECISIONS[name],
+                precision=_precision(found, name),
                 runtime="tensorrt" if name == "trt" else "onnxruntime",
             )
             for name in graphs
@@ -403,3 +382,8 @@ def _threshold(result: ThresholdResult) -> dict[str, object]:
         approximate=result.approximate,
         flagged=result.flagged,
     ).model_dump(mode="json")
+
+
+def _precision(found: Evidence, name: GraphName) -> str:
+    reduced = found.renderings.get(name)
+    return HALF if reduced and reduced.precision == "float16" else PRECISIONS[name]

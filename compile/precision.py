@@ -1,50 +1,48 @@
-"""Calibrate a trunk for INT8, and find by measurement which more of its nodes than the first two stay in float."""
+"""Calibrate a trunk for INT8, and choose by measurement how it is rounded.
+
+Every choice is measured on good pictures and on the same with painted defects, which no weight is fitted on, as the
+change of the trunk's maps relative to their spread. First the ranges (smallest and largest value, percentile, entropy,
+mean square error), then whether refitted weights pay (`compile.compensation`). What was tried is kept as evidence. What
+the scores make of it decides in the end, and where they refuse it, `compile.search` goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calibration.ranges import METHODS, Histogram, histogram, merge
-from compile.compensation import round_trunk
-from compile.half import render_half
 from compile.onnx_session import open_session, with_outputs
-from compile.quantise import Array, Target, calibrated_tensors, quantised_nodes, render
+from compile.quantise import Array, Ranges, Target, calibrated_tensors
+from compile.recipe import Precision, Recipe, Tick, half, int8
+from compile.synthesis import paint_many
 
-METHOD = "mse"  # of `calibration.ranges`: the range that loses least in mean square
-FEATURE_BUDGET = 0.10  # largest change of the trunk's maps, relative to their spread, that is left to the head
+PLAIN = "minmax"  # of `calibration.ranges`: the naive choice
+FEATURE_BUDGET = 0.15  # change of the trunk's maps, relative to their spread, above which a kept graph is remarked on
 FREE_FLOAT = 2  # nodes: the stem and the first depthwise convolution, always; in float they are as fast as in INT8
-MOST_FLOAT = 4  # nodes, those included; the others are chosen by the harm that rounding each alone does
-PROBES = 4  # pictures on which single nodes are measured
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationRecord:
-    """What the trunk's tensors held on good pictures: one record, rendered for every runtime."""
-
-    method: str
-    pictures: int
-    ranges: dict[str, tuple[float, float]]
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "method": self.method,
-            "pictures": self.pictures,
-            "ranges": {name: [float(f"{low:.7g}"), float(f"{high:.7g}")] for name, (low, high) in self.ranges.items()},
-        }
+PROBES = 4  # pictures that renderings are measured on, and as many with defects
 
 
 @dataclass(frozen=True, slots=True)
 class FloatNode:
-    """A node that stays in float, and the change of the maps that rounding it alone causes."""
+    """A node that stays in float, and the change of the maps that reducing it alone causes."""
 
     node: str
     operator: str
     harm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A rendering that was measured."""
+
+    recipe: str  # for people
+    change: float  # the largest of the maps', relative to their spread
+    verdict: str = ""  # what the scores made of it, where they were asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +53,42 @@ class Rendering:
     change: list[float]
     naive_change: list[float]  # min-max ranges, nearest weights, every node rounded
     float_nodes: list[FloatNode]
+    precision: Precision = "int8"
+    method: str = ""  # of `calibration.ranges`
+    ranges: Ranges = field(default_factory=dict)
+    pictures: int = 0  # that the ranges come from
+    trials: list[Trial] = field(default_factory=list)
+
+
+class Probes:
+    """Pictures that no weight is fitted on, and the same with painted defects: what a rendering is measured on."""
+
+    def __init__(self, trunk: onnx.ModelProto, pictures: Sequence[NDArray[np.uint8]]) -> None:
+        self._operators = {node.name: node.op_type for node in trunk.graph.node}
+        good = list(pictures[-PROBES:])
+        self._images = np.stack([*good, *(defect.image for defect in paint_many(good, len(good), 0))])
+        self._reference = self._maps(trunk)
+
+    def change(self, model: onnx.ModelProto) -> list[float]:
+        """Relative change of each map."""
+        return [
+            float(np.linalg.norm(a - b) / np.linalg.norm(b - b.mean(axis=(0, 2, 3), keepdims=True)))
+            for a, b in zip(self._maps(model), self._reference, strict=True)
+        ]
+
+    def harm(self, recipe: Recipe, node: str) -> FloatNode:
+        """Measure what reducing a node alone does."""
+        return FloatNode(node, self._operators[node], max(self.change(recipe.alone(node))))
+
+    def _maps(self, model: onnx.ModelProto) -> list[Array]:
+        found: list[Array] = open_session(model, exact=True).run(None, {"image": self._images})
+        return found
 
 
 def calibrate(
-    trunk: onnx.ModelProto, pictures: Sequence[NDArray[np.uint8]], tick: Callable[[int, int], None] | None = None
-) -> tuple[CalibrationRecord, dict[str, tuple[float, float]]]:
-    """Record the ranges on pictures uint8 [H, W, 3]; the second result is their plain minimum and maximum."""
+    trunk: onnx.ModelProto, pictures: Sequence[NDArray[np.uint8]], tick: Tick | None = None
+) -> dict[str, Histogram]:
+    """Count what the trunk's tensors hold on pictures uint8 [H, W, 3]."""
     tensors = calibrated_tensors(trunk)
     session = open_session(with_outputs(trunk, tensors))
     seen: dict[str, Histogram] = {}
@@ -70,68 +98,67 @@ def calibrate(
             seen[name] = merge(seen[name], counted) if name in seen else counted
         if tick:
             tick(done, len(pictures))
-    record = CalibrationRecord(METHOD, len(pictures), {n: METHODS[METHOD](seen[n]) for n in tensors})
-    return record, {name: METHODS["minmax"](seen[name]) for name in tensors}
+    return seen
+
+
+def ranges_of(seen: dict[str, Histogram], method: str, target: Target) -> Ranges:
+    """Take every tensor's range by a method of `calibration.ranges`, as the target rounds."""
+    return {name: METHODS[method](each, symmetric=target.symmetric) for name, each in seen.items()}
+
+
+def fitted_on(pictures: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
+    """Which pictures weights are fitted on: not those that are measured on, where there are enough."""
+    return pictures[:-PROBES] if len(pictures) >= 2 * PROBES else pictures
 
 
 def render_accurately(
     trunk: onnx.ModelProto,
-    record: CalibrationRecord,
-    plain_ranges: dict[str, tuple[float, float]],
+    seen: dict[str, Histogram],
     target: Target,
     pictures: Sequence[NDArray[np.uint8]],
     *,
-    tick: Callable[[int, int], None] | None = None,
+    tick: Tick | None = None,
 ) -> Rendering:
-    """Render a trunk for a target, with as few nodes in float as bring its maps within the feature budget.
+    """Render a trunk for a target in the way that changes its maps least.
 
-    At most MOST_FLOAT: where those do not suffice, the change stays over the budget, and what the scores make of it
-    decides (`compile.proof`).
-
-    The last pictures are only measured on, where there are enough; the weights are fitted on the others.
+    Only the first nodes stay in float. What the scores make of it decides (`compile.proof`), and more stay in float
+    where they refuse it (`compile.search`).
     """
-    images = np.stack(pictures[-PROBES:])
-    fitted = pictures[:-PROBES] if len(pictures) >= 2 * PROBES else pictures
-    reference = _maps(trunk, images)
-    names = quantised_nodes(trunk)
-    operators = {node.name: node.op_type for node in trunk.graph.node}
+    probes = Probes(trunk, pictures)
+    ranges = {method: ranges_of(seen, method, target) for method in METHODS}
+    recipes = {method: int8(trunk, each, target, fitted_on(pictures)) for method, each in ranges.items()}
+    free = recipes[PLAIN].nodes[:FREE_FLOAT]
+    trials = []
 
-    def harm(name: str) -> FloatNode:
-        alone = render(trunk, record.ranges, target, keep_float=[other for other in names if other != name])
-        return FloatNode(name, operators[name], max(_changes(_maps(alone, images), reference)))
+    def measured(words: str, model: onnx.ModelProto) -> list[float]:
+        change = probes.change(model)
+        trials.append(Trial(words, max(change)))
+        return change
 
-    def attempt(kept: list[FloatNode]) -> Rendering:
-        keep = [node.node for node in kept]
-        rounded = round_trunk(trunk, record.ranges, target, fitted, keep_float=keep, tick=tick)
-        model = render(trunk, record.ranges, target, keep_float=keep, rounded=rounded)
-        return Rendering(model, _changes(_maps(model, images), reference), naive, kept)
+    naive = measured(f"int8, {PLAIN} ranges, nearest weights, all nodes", recipes[PLAIN].sketch([]))
+    nearest = {
+        method: measured(f"int8, {method} ranges, nearest weights, {len(free)} nodes in float", recipe.sketch(free))
+        for method, recipe in recipes.items()
+    }
+    method = min(nearest, key=lambda each: max(nearest[each]))
+    recipe = recipes[method]
+    model = recipe.write(free, tick)
+    change = measured(f"int8, {method} ranges, refitted weights, {len(free)} nodes in float", model)
+    if max(change) >= max(nearest[method]):
+        model, change = recipe.sketch(free), nearest[method]
+    if target.symmetric:  # for TensorRT; a processor computes half precision in float
+        measured("float16", half(trunk).sketch([]))
+    kept = [probes.harm(recipe, name) for name in free]
+    return Rendering(model, change, naive, kept, "int8", method, ranges[method], len(pictures), trials)
 
-    naive = _changes(_maps(render(trunk, plain_ranges, target), images), reference)
-    found = attempt([harm(name) for name in names[:FREE_FLOAT]])
-    if max(found.change) > FEATURE_BUDGET:
-        worst = sorted((harm(name) for name in names[FREE_FLOAT:]), key=lambda node: -node.harm)
-        for most in range(1, MOST_FLOAT - FREE_FLOAT + 1):
-            found = attempt([*found.float_nodes[:FREE_FLOAT], *worst[:most]])
-            if max(found.change) <= FEATURE_BUDGET:
-                break
-    return found
+
+def worst_first(recipe: Recipe, probes: Probes, but: Sequence[str] = ()) -> list[FloatNode]:
+    """Rank nodes by the harm that reducing each alone does."""
+    return sorted((probes.harm(recipe, name) for name in recipe.nodes if name not in but), key=lambda node: -node.harm)
 
 
 def render_in_half(trunk: onnx.ModelProto, pictures: Sequence[NDArray[np.uint8]]) -> Rendering:
     """Render a trunk in half precision, and measure what that changes."""
-    images = np.stack(pictures[-PROBES:])
-    model = render_half(trunk)
-    change = _changes(_maps(model, images), _maps(trunk, images))
-    return Rendering(model, change, change, [])
-
-
-def _maps(model: onnx.ModelProto, images: NDArray[np.uint8]) -> list[Array]:
-    found: list[Array] = open_session(model, exact=True).run(None, {"image": images})
-    return found
-
-
-def _changes(maps: list[Array], reference: list[Array]) -> list[float]:
-    return [
-        float(np.linalg.norm(a - b) / np.linalg.norm(b - b.mean(axis=(0, 2, 3), keepdims=True)))
-        for a, b in zip(maps, reference, strict=True)
-    ]
+    model = half(trunk).sketch([])
+    change = Probes(trunk, pictures).change(model)
+    return Rendering(model, change, change, [], precision="float16", trials=[Trial("float16", max(change))])

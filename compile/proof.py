@@ -52,6 +52,8 @@ class Test:
     def __init__(self, images: list[LabelledImage], parts: Parts, views: Sequence[View]) -> None:
         self.images, self.parts, self.views = images, parts, views
         self.defective = np.array([image.defective for image in images], bool)
+        self.scores: dict[GraphName, NDArray[np.float64]] = {}  # by each graph that was judged
+        self.painted: dict[GraphName, NDArray[np.float64]] = {}  # of defects painted on the good ones
 
 
 def open_graph(name: GraphName, model: bytes) -> ort.InferenceSession:
@@ -77,7 +79,8 @@ def check_graphs(job: Job, trained: AnomalyGraph, graphs: Graphs, sample: Parts)
 def judge_on_test(job: Job, trained: AnomalyGraph, graphs: Graphs, test: Test) -> None:
     """Check the float graph on the labelled test pictures, judge the reduced ones, and keep the figures of all.
 
-    The reduced graphs are judged on defects painted on the good test pictures, too.
+    The reduced graphs are judged on defects painted on the good test pictures, too. Where the float graph is not among
+    them, it was when others were judged on the same test before.
 
     Raises:
         ParityError: the float graph does not say what the trained model says.
@@ -86,31 +89,36 @@ def judge_on_test(job: Job, trained: AnomalyGraph, graphs: Graphs, test: Test) -
     found = job.evidence
     masks = load_masks(test.images, job.map_side)
     scored = {name: _score(job, name, model, test.parts.inputs, "test") for name, model in graphs.items()}
-    float_limit = found.thresholds["float"].value
-    mine = score_torch(job, trained, test.parts.inputs, "test torch")
-    _check_float(job, mine, scored["float"])
-    found.test.append(test_row("torch", mine, test.images, masks, float_limit))
+    if "float" in graphs:
+        mine = score_torch(job, trained, test.parts.inputs, "test torch")
+        _check_float(job, mine, scored["float"])
+        found.test.append(test_row("torch", mine, test.images, masks, found.thresholds["float"].value))
+    found.test = [row for row in found.test if row.graph not in graphs]
     for name, each in scored.items():
         found.test.append(test_row(name, each, test.images, masks, found.thresholds[name].value))
         found.other_scores[name] = each.scores[test.defective]
+        test.scores[name] = each.scores
     found.other_name = "defective test pictures"
     if not found.renderings:
         return
     good = np.flatnonzero(~test.defective).tolist()
     views = [test.views[i] for i in good]
     defects = make_odd(test.parts.take(good), views, job.spec, PAINTED, job.settings.seed).parts.inputs
-    painted = {name: _score(job, name, model, defects, "painted").scores for name, model in graphs.items()}
-    for name in found.renderings:
-        full, reduced = scored["float"].scores, scored[name].scores
-        labelled = judge_reduced(full, reduced, test.defective, shift=_shift(job, name), labelled=True)
-        found.reduced[name] = both(labelled, _judge_painted(job, name, painted))
+    test.painted |= {name: _score(job, name, model, defects, "painted").scores for name, model in graphs.items()}
+    for name in (each for each in found.renderings if each in graphs):
+        full, reduced, precision = test.scores["float"], test.scores[name], found.renderings[name].precision
+        shift = _shift(job, name)
+        labelled = judge_reduced(full, reduced, test.defective, shift=shift, labelled=True, precision=precision)
+        found.reduced[name] = both(labelled, _judge_painted(job, name, test.painted))
 
 
-def judge_on_painted(job: Job, trunks: Graphs, plan: SplitPlan, heads: Heads, painted: OddParts) -> None:
+def judge_on_painted(
+    job: Job, trunks: Graphs, plan: SplitPlan, heads: Heads, painted: OddParts, *, step: str = "painted"
+) -> None:
     """Judge the reduced graphs on painted defects; a head never scores a part that it was fitted on."""
     found = job.evidence
     scans = find_method(job.settings.method, job.backbone).scans
-    features = extract(job, trunks, painted.parts.inputs, "painted", scans)
+    features = extract(job, trunks, painted.parts.inputs, step, scans)
     fold_of_held = np.concatenate([np.full(len(rows), fold) for fold, (_, rows) in enumerate(plan.folds)])
     fold = fold_of_held[painted.sources]
     for name in FILES:
@@ -123,7 +131,7 @@ def judge_on_painted(job: Job, trunks: Graphs, plan: SplitPlan, heads: Heads, pa
                 scores[rows] = features.score(head, name, rows, job.map_side, job.class_index)
         found.other_scores[name] = scores
     found.other_name = "painted defects on held-out parts"
-    for name in found.renderings:
+    for name in (each for each in found.renderings if each in trunks):
         found.reduced[name] = _judge_painted(job, name, found.other_scores)
 
 
@@ -131,7 +139,8 @@ def _judge_painted(job: Job, name: GraphName, painted: dict[GraphName, NDArray[n
     good = job.evidence.good_scores
     full, reduced = (np.concatenate([good[each], painted[each]]) for each in ("float", name))
     defective = np.arange(len(full)) >= len(good[name])
-    return judge_reduced(full, reduced, defective, shift=_shift(job, name), labelled=False)
+    precision = job.evidence.renderings[name].precision
+    return judge_reduced(full, reduced, defective, shift=_shift(job, name), labelled=False, precision=precision)
 
 
 def _shift(job: Job, name: GraphName) -> float:

@@ -134,6 +134,15 @@ def test_a_missing_folder_and_a_bad_place_are_said(tmp_path: Path, capsys) -> No
     assert (code, "does not exist" in said) == (FAILED, True)
 
 
+def test_copies_that_are_said_to_be_different_parts_are_found_out(tmp_path: Path, photographs, write, capsys) -> None:
+    for i in range(24):
+        write(tmp_path / "one" / f"{i}.png", photographs[i % 3])
+    code, said = run(capsys, tmp_path / "one", "-o", tmp_path / "x.bundle", "--group-by", r"(\d+)", "--size", "128")
+    assert code == FAILED
+    assert "of them copies of others, are too few to calibrate INT8 on: at least 8 different ones are needed" in said
+    assert not (tmp_path / "x.bundle").exists()
+
+
 def test_pictures_of_too_few_parts_are_said(tmp_path: Path, photographs, write, capsys) -> None:
     for i in range(24):
         write(tmp_path / "one" / f"a{i % 4}-{i}.png", photographs[i])

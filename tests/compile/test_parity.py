@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compile.onnx_session import open_session
 from compile.parity import (
-    AUROC_BUDGET,
+    AUROC_BUDGETS,
     ParityError,
     Scored,
     check_behaviour,
@@ -171,10 +171,25 @@ def test_the_point_estimate_decides_and_not_the_interval() -> None:
     reduced[20] = 9.5
     found = judge_reduced(full, reduced, np.arange(40) >= 20, shift=0.0, labelled=True)
     low, high = found.auroc_loss_interval
-    assert low <= AUROC_BUDGET < found.auroc_loss < high
+    assert low <= AUROC_BUDGETS["int8"] < found.auroc_loss < high
     assert not found.kept
     better = judge_reduced(reduced, full, np.arange(40) >= 20, shift=0.0, labelled=True)
     assert better.kept, "what a reduced graph gains is no loss"
+
+
+def test_half_precision_has_a_tighter_budget() -> None:
+    """One of 10,000 pairs and then 30 of them fall the other way."""
+    full = np.concatenate([np.arange(100.0), 100 + np.arange(100.0)])
+    for sunk, kept in ((1, {"int8": True, "float16": True}), (30, {"int8": True, "float16": False})):
+        reduced = full.copy()
+        reduced[100] = 99.5 - sunk
+        judged = {
+            name: judge_reduced(full, reduced, np.arange(200) >= 100, shift=0.0, labelled=True, precision=name)
+            for name in kept
+        }
+        assert judged["int8"].auroc_loss == pytest.approx(sunk / 10_000)
+        assert {name: each.kept for name, each in judged.items()} == kept
+    assert judged["float16"].reason == "image AUROC falls by 0.0030, allowed 0.001"
 
 
 def test_ranks_must_agree_where_there_are_no_labels() -> None:

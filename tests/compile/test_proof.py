@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from calibration.ranges import Histogram
 from calibration.threshold import set_threshold
 from compile import model, proof
 from compile.data import DataSet, LabelledImage
@@ -23,7 +25,7 @@ from compile.job import FILES, Clock, Job, Settings
 from compile.parity import LABELLED, PAINTED, ParityError, of_pictures
 from compile.parts import Parts
 from compile.pipeline import compile_data
-from compile.precision import CalibrationRecord, Rendering
+from compile.precision import Rendering, ranges_of
 from compile.quantise import Target, render
 from edge.bundle import Input, Source, Spec
 from edge.view import View
@@ -142,10 +144,10 @@ def test_a_graph_over_the_feature_budget_that_was_kept_is_named(judged: Callable
     graphs = {"float": contrast_graph(), "int8": contrast_graph()}
     assert set(proof.drop_refused(job, graphs)) == {"float", "int8"}
     assert job.evidence.warnings == []
-    job.evidence.renderings["int8"] = Rendering(graphs["int8"], [0.01, 0.14], [0.2, 0.2], [])
+    job.evidence.renderings["int8"] = Rendering(graphs["int8"], [0.01, 0.18], [0.2, 0.2], [])
     assert set(proof.drop_refused(job, graphs)) == {"float", "int8"}
     (warning,) = job.evidence.warnings
-    assert "model.int8.onnx: rounding changes the trunk's maps by 14%, 10% was wanted" in warning
+    assert "model.int8.onnx: rounding changes the trunk's maps by 18%, 15% was wanted" in warning
 
 
 def test_a_reduced_graph_is_for_all_classes_or_for_none(judged: Callable[..., Job]) -> None:
@@ -162,16 +164,19 @@ def test_a_reduced_graph_is_for_all_classes_or_for_none(judged: Callable[..., Jo
 
 
 @pytest.mark.slow
-def test_spoilt_int8_is_refused_and_nothing_of_it_is_shipped(
+def test_spoilt_int8_is_refused_and_half_precision_ships_in_its_place(
     tmp_path: Path, photographs: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ranges far too narrow: activations saturate in both renderings, and with them what tells parts apart."""
+    """Ranges far too narrow: activations saturate in both renderings, and with them what tells parts apart.
+
+    For ONNX Runtime nothing is left then; TensorRT gets the trunk in half precision.
+    """
 
     def narrow(
-        trunk: onnx.ModelProto, record: CalibrationRecord, _: object, target: Target, *__: object, **___: object
+        trunk: onnx.ModelProto, seen: dict[str, Histogram], target: Target, *_: object, **__: object
     ) -> Rendering:
-        ranges = {name: (low / 8, high / 8) for name, (low, high) in record.ranges.items()}
-        return Rendering(render(trunk, ranges, target), [1.0, 1.0], [1.0, 1.0], [])
+        ranges = {name: (low / 8, high / 8) for name, (low, high) in ranges_of(seen, "mse", target).items()}
+        return Rendering(render(trunk, ranges, target), [1.0, 1.0], [1.0, 1.0], [], ranges=ranges)
 
     monkeypatch.setattr(model, "render_accurately", narrow)
     (tmp_path / "good").mkdir()
@@ -180,18 +185,27 @@ def test_spoilt_int8_is_refused_and_nothing_of_it_is_shipped(
     settings = Settings(tmp_path / "good", tmp_path / "x.bundle", size=SIDE, group_by=r"(\d+)", fit_steps=24)
     compiled = compile_data(settings)
     bundle, found = compiled.bundle, compiled.evidence
-    for name in ("int8", "trt"):
-        assert not found.reduced[name].kept
-        assert "image AUROC falls by" in found.reduced[name].reason
-        assert any(
-            warning.startswith(f"{FILES[name]} was left out: {found.reduced[name].reason}")
-            for warning in found.warnings
-        )
-        assert f"{FILES[name]} was left out" in compiled.report.read_text()
-        assert FILES[name] not in bundle.manifest.files
-        assert not any(f".{name}." in file for file in bundle.manifest.files)
-    assert set(bundle.manifest.graphs) == set(bundle.thresholds[0]) == {"float"}
+    assert not found.reduced["int8"].kept
+    assert "image AUROC falls by" in found.reduced["int8"].reason
+    (tried,) = found.renderings["int8"].trials
+    assert tried.recipe == "int8, 19 nodes in float", "half of all do not mend it"
+    assert "image AUROC falls by" in tried.verdict
+    assert tried.verdict != found.reduced["int8"].reason, "the evidence is of the first form again"
+    words = f"{FILES['int8']} was left out: {found.reduced['int8'].reason}"
+    assert any(warning.startswith(words) for warning in found.warnings)
+    assert f"{FILES['int8']} was left out" in compiled.report.read_text()
+    assert FILES["int8"] not in bundle.manifest.files
+    assert not any(".int8." in file for file in bundle.manifest.files)
+    assert set(bundle.manifest.graphs) == set(bundle.thresholds[0]) == {"float", "trt"}
     for sample in bundle.golden.samples:
-        assert set(sample.scores) == set(sample.maps) == {"float"}
-    assert set(found.defects_found()) == {"float"}
+        assert set(sample.scores) == set(sample.maps) == {"float", "trt"}
+    assert set(found.defects_found()) == {"float", "trt"}
     assert b"model.int8.onnx" not in bundle.read("threshold.json")
+    assert found.reduced["trt"].kept
+    assert found.renderings["trt"].precision == "float16"
+    assert bundle.manifest.graphs["trt"].precision.startswith("float16")
+    assert any(f"{FILES['trt']} is in half precision with 0 nodes" in warning for warning in found.warnings)
+    shipped = onnx.load_from_string(bundle.read(FILES["trt"]))
+    assert not any("Quantize" in node.op_type for node in shipped.graph.node)
+    assert any(item.data_type == TensorProto.FLOAT16 for item in shipped.graph.initializer)
+    assert set(json.loads(bundle.read("calibration.json"))) == {"int8"}

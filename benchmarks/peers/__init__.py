@@ -1,0 +1,1 @@
+"""Our students beside the models that anomalib exports, timed in one run."""
