@@ -34,6 +34,7 @@ from compile.thresholds import set_thresholds
 from edge.bundle import GraphName
 
 TARGETS = {"int8": ONNX_RUNTIME, "trt": TENSORRT}
+STEPS = ("search", "search painted")  # folders of one attempt
 Judge = Callable[[Rendering], str]  # why it is refused; nothing where it is not
 
 
@@ -78,7 +79,7 @@ def search_precision(classes: Sequence[Class], made: Made, learned: NDArray[np.i
                 each.restore()
             continue
         graphs |= join_all({name: found.model}, made.head)
-        whole.warn(_words(name, found, reason))
+        whole.warnings.append(_words(name, found, reason))
     return graphs
 
 
@@ -137,25 +138,25 @@ def _rendering(plain: Rendering, recipe: Recipe, model: Any, probes: Probes, nod
 def _judge(classes: Sequence[Class], made: Made, name: GraphName, rendering: Rendering) -> str:
     """Put a rendering in the place of the one there was, and judge it on every class; why it is refused."""
     job = classes[0].job
+    for each in classes:
+        for step in STEPS:  # of the attempt before, perhaps of a process that was killed
+            shutil.rmtree(each.job.work / step, ignore_errors=True)
     job.evidence.renderings[name] = rendering
     trunks: Graphs = {name: rendering.model}
     graph = join(rendering.model, made.head)
     data = graph.SerializeToString()
     scans = find_method(job.settings.method, job.backbone).scans
-    features = extract(job, trunks, made.good.parts.inputs, "search", scans)
+    features = extract(job, trunks, made.good.parts.inputs, STEPS[0], scans)
     for each in classes:
         set_thresholds(each.job, features, each.plan, made.heads, made.good.groups)
         if each.test is not None:
             judge_on_test(each.job, made.trained, {name: graph}, each.test)
         else:
-            painted = paint(
-                each.job, made.good.parts.take(each.plan.held), [made.good.views[i] for i in each.plan.held]
-            )
-            judge_on_painted(each.job, trunks, each.plan, made.heads, painted, step="search painted")
-            shutil.rmtree(each.job.work / "search painted")
+            held = each.plan.held
+            painted = paint(each.job, made.good.parts.take(held), [made.good.views[i] for i in held])
+            judge_on_painted(each.job, trunks, each.plan, made.heads, painted, step=STEPS[1])
         few = made.good.parts.take(each.plan.held[:4]).inputs
         check_behaviour(partial(open_graph, name, data), few, each.job.class_index)
-    shutil.rmtree(job.work / "search")
     return _refusal(classes, name)
 
 
