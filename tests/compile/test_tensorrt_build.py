@@ -5,13 +5,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compile.quantise import ONNX_RUNTIME, TENSORRT, calibrated_tensors, render
+from compile.half import render_half
+from compile.quantise import ONNX_RUNTIME, TENSORRT, calibrated_tensors, quantised_nodes, render
 from compile.tensorrt_build import build, check_allowed
 from edge.engine.flavour import TensorRTError
 
 
-def rendered(trunk, target):
-    return render(trunk, dict.fromkeys(calibrated_tensors(trunk), (-6.0, 6.0)), target)
+def rendered(trunk, target, keep_float=()):
+    return render(trunk, dict.fromkeys(calibrated_tensors(trunk), (-6.0, 6.0)), target, keep_float=keep_float)
 
 
 def test_the_float_trunk_is_allowed_and_builds(trunk) -> None:
@@ -25,6 +26,14 @@ def test_the_tensorrt_form_is_allowed_and_builds(trunk) -> None:
     model = rendered(trunk, TENSORRT)
     assert check_allowed(model) == []
     assert len(build(model).engine) > 100_000
+
+
+def test_what_a_search_may_end_with_is_allowed_and_builds(trunk) -> None:
+    """Half of the nodes in float among INT8 ones, and half precision throughout or for the rest."""
+    some = quantised_nodes(trunk)[::2]
+    for model in (rendered(trunk, TENSORRT, some), render_half(trunk), render_half(trunk, keep_float=some)):
+        assert check_allowed(model) == []
+        assert len(build(model).engine) > 100_000
 
 
 def test_the_onnx_runtime_form_is_refused_by_list_and_by_builder(trunk) -> None:
