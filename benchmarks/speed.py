@@ -79,9 +79,8 @@ def _first_score(path: Path, bundle: Bundle, record: Record, budget: dict[str, f
     frame = np.random.default_rng(0).integers(0, 256, (SOURCE, SOURCE, 3)).astype(np.uint8)
     student = Subject("student INT8", path, "student", 1)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        seconds, memory_mb = pool.apply(first_score, (student, bundle.manifest.pictures, frame))
+        seconds, _ = pool.apply(first_score, (student, bundle.manifest.pictures, frame))
     record.figure("from opening the bundle to the first score", seconds, "s", budget["load_to_first_score_s"])
-    record.figure("most memory of a process that does no more", memory_mb, "MB")
 
 
 def _trunk_alone(model: onnx.ModelProto) -> onnx.ModelProto:
