@@ -20,6 +20,8 @@ from compile.backbones.choice import DEFAULT, FAMILIES, Backbone, Family, Level
 from compile.features import FeatureFiles, Rows
 from compile.job import Progress
 from compile.methods.adaclip_graph import SIGMA, read_head
+from compile.methods.cfm import SMOOTHING as CFM_SMOOTHING
+from compile.methods.cfm import fit_cfm
 from compile.methods.distil import Lesson, fit_student, teach
 from compile.methods.grnr import fit_grnr
 from compile.methods.inp_former import zero_shot
@@ -29,6 +31,7 @@ from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
 from compile.methods.mvp_pclip import ViewHead, ViewModel, build_mvp_pclip
+from compile.methods.mentor_fit import fit_mentor
 from compile.methods.patchcore import BANK, BLUR_SIGMA, HeldOut, fit_patchcore
 from compile.methods.pnpt import Select
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
@@ -294,6 +297,14 @@ def _read_adapted(
     return read_head(source, samples.good[1].shape[2])
 
 
+def _fit_mentor(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    return fit_mentor(samples.good, seed=seed, steps=steps, progress=progress)
+
+
+def _fit_cfm(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    return fit_cfm(samples.good, seed=seed, steps=steps, progress=progress)
+
+
 def _student(teacher: Method) -> Method:
     return Method(
         f"VarAD (lightweight), taught by {teacher.title}",
@@ -411,6 +422,21 @@ METHODS: dict[str, Method] = {
 SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
     "btf": _patchcore("BTF: RGB features and FPFH in one bank", scans=("fpfh",)),
     "fpfh": _patchcore("FPFH alone, in a bank", levels=(), scans=("fpfh",), centre=PATCH_CENTRE),
+    "mentor3ad": Method(
+        "Mentor3AD-style: picture and surface tell each other, guided by what they share",
+        _fit_mentor,
+        smoothing=BLUR_SIGMA,
+        centre=PATCH_CENTRE,
+        scans=("geometry",),
+    ),
+    "cfm": Method(
+        "CFM: picture and surface tell each other",
+        _fit_cfm,
+        smoothing=CFM_SMOOTHING,
+        image_score="largest value over the root of the mean of those above 0, as CFM's",
+        centre=PATCH_CENTRE,
+        scans=("geometry",),
+    ),
 }
 
 DEFAULT_ON_BOTH, DEFAULT_ON_SCANS = "btf", "fpfh"  # scans with pictures, scans alone
