@@ -115,9 +115,9 @@ def fit_cells(features: Sequence[NDArray[Any]], seed: int) -> tuple[Cells, Pair,
     generator = torch.Generator().manual_seed(seed)
     most = max(1, POOL // count)
     pairs = [_known(cells, features, i, most, generator) for i in range(count)]
-    first = [] if count < 2 else pairs[: count - max(1, count // 5)]
-    held = _stack(pairs[len(first) :])
-    known = _stack(first) if first else held
+    first = first_held(count)
+    held = _stack(pairs[first:])
+    known = _stack(pairs[:first]) if first else held
     for each in (known, held):
         if not len(each.known):
             raise FitError("no cell of the scans has points to fit on. Look at the scans: has each a surface?")
@@ -126,8 +126,13 @@ def fit_cells(features: Sequence[NDArray[Any]], seed: int) -> tuple[Cells, Pair,
     return cells.eval(), _through(cells, known), _through(cells, held)
 
 
+def first_held(count: int) -> int:
+    """Number of the first of so many scans that no fit sees; 0 of one alone, which then serves for both."""
+    return 0 if count < 2 else count - max(1, count // 5)
+
+
 def _known(cells: Cells, features: Sequence[NDArray[Any]], row: int, most: int, generator: torch.Generator) -> Pair:
-    found = cells.raw([torch.from_numpy(np.asarray(each[row : row + 1], np.float32)) for each in features])
+    found = cells.raw([torch.from_numpy(np.array(each[row : row + 1], np.float32)) for each in features])
     rows = torch.nonzero(found.known[0])[:, 0]
     rows = rows[torch.randperm(len(rows), generator=generator)[:most]]
     return Pair(found.picture[0, rows], found.surface[0, rows], found.known[0, rows])

@@ -48,7 +48,9 @@ class Mapping(nn.Module):
 
 def distance(told: Tensor, seen: Tensor) -> Tensor:
     """Distance [...] of two features [..., C] of any length, on the unit sphere: sqrt(2 - 2 cos), from 0 to 2."""
-    return torch.linalg.vector_norm(functional.normalize(told, dim=-1) - functional.normalize(seen, dim=-1), dim=-1)
+    apart = functional.normalize(told, dim=-1) - functional.normalize(seen, dim=-1)
+    found: Tensor = torch.linalg.vector_norm(apart, dim=-1)
+    return found
 
 
 def loss(told: Tensor, seen: Tensor) -> Tensor:

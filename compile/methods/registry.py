@@ -31,6 +31,7 @@ from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
 from compile.methods.mvp_pclip import ViewHead, ViewModel, build_mvp_pclip
+from compile.methods.m3dm import fit_m3dm
 from compile.methods.mentor_fit import fit_mentor
 from compile.methods.patchcore import BANK, BLUR_SIGMA, HeldOut, fit_patchcore
 from compile.methods.pnpt import Select
@@ -305,6 +306,10 @@ def _fit_cfm(samples: Samples, seed: int, steps: int | None, progress: Progress 
     return fit_cfm(samples.good, seed=seed, steps=steps, progress=progress)
 
 
+def _fit_m3dm(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    return fit_m3dm(samples.good, seed=seed, steps=steps, progress=progress)
+
+
 def _student(teacher: Method) -> Method:
     return Method(
         f"VarAD (lightweight), taught by {teacher.title}",
@@ -434,6 +439,15 @@ SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
         _fit_cfm,
         smoothing=CFM_SMOOTHING,
         image_score="largest value over the root of the mean of those above 0, as CFM's",
+        centre=PATCH_CENTRE,
+        scans=("geometry",),
+    ),
+    "m3dm": Method(
+        "M3DM: banks of picture, surface and fused feature",
+        _fit_m3dm,
+        smoothing=BLUR_SIGMA,
+        image_score="M3DM's object scores of three banks, weighed by a one-class machine",
+        bank=True,
         centre=PATCH_CENTRE,
         scans=("geometry",),
     ),
