@@ -2,10 +2,10 @@
 
 The paper's: `compile.methods.mapping`; the product of both distances as the map; 0 where there is no surface; the
 object's score, which is the largest value over the root of the mean of those that are not 0 (its other two scalings are
-for its pixel figures alone, and a box has one map for one threshold). Ours: `compile.methods.cells`, not
-whitened, in place of DINO and Point-MAE, a narrower mapping, fewer steps on cells of all scans, and one Gaussian of the same variance as the
-paper's eight box filters. Published with DINO and Point-MAE on MVTec 3D-AD: image AUROC 0.954, on Eyecandies 0.881
-(second-hand); not measured here.
+for its pixel figures alone, and a box has one map for one threshold). Ours: `compile.methods.cells`, not whitened, in
+place of DINO and Point-MAE, a narrower mapping, fewer steps on cells of all scans, and one Gaussian of the same
+variance as the paper's eight box filters. Published with DINO and Point-MAE on MVTec 3D-AD: image AUROC 0.954, on
+Eyecandies 0.881 (second-hand); not measured here.
 """
 
 from __future__ import annotations
