@@ -30,9 +30,9 @@ from compile.methods.inp_former_lite import fit_inp_former_lite, zero_shot_lite
 from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
 from compile.methods.lite_groups import STRIDES
-from compile.methods.mvp_pclip import ViewHead, ViewModel, build_mvp_pclip
 from compile.methods.m3dm import fit_m3dm
 from compile.methods.mentor_fit import fit_mentor
+from compile.methods.mvp_pclip import ViewHead, ViewModel, build_mvp_pclip
 from compile.methods.patchcore import BANK, BLUR_SIGMA, HeldOut, fit_patchcore
 from compile.methods.pnpt import Select
 from compile.methods.pnpt_fit import STEPS as PNPT_STEPS
