@@ -35,6 +35,7 @@ class Known(NamedTuple):
 COMMANDS = {
     "compile": Known("Turn a folder of good parts into a bundle.", "compile"),
     "bench": Known("Compare methods on labelled data sets: the table that papers print, and their maps.", "compile"),
+    "adapt": Known("Tell a CLIP what defects look like, on labelled pictures or scans of other things.", "compile"),
     "sign": Known("Sign a bundle, so that boxes accept it.", "edge"),
     "keys": Known("Make the keys that sign bundles, and show those that a box accepts.", "edge"),
     "run": Known("Run the station of a station.toml: trigger, frame, score, verdict, act, journal.", "edge"),

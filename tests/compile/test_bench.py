@@ -254,10 +254,10 @@ def test_too_few_images_and_a_missing_folder_are_said(mvtec: Path, tmp_path: Pat
 def test_few_shots_need_no_more_good_pictures_than_they_are(mvtec: Path) -> None:
     for path in sorted((mvtec / "train" / "good").iterdir())[2:]:
         path.unlink()
-    (row,) = run_bench(Wanted([mvtec], ["grnr"], size=64, shots=[2]), lambda *_: None).rows
+    (row,) = run_bench(Wanted([mvtec], ["grnr"], size=128, shots=[2]), lambda *_: None).rows
     assert row.shots == 2
     with pytest.raises(DataError, match=r"2 usable good image\(s\) among 2 file\(s\), at least 3 are needed\. Add"):
-        run_bench(Wanted([mvtec], ["grnr"], size=64, shots=[3]), lambda *_: None)
+        run_bench(Wanted([mvtec], ["grnr"], size=128, shots=[3]), lambda *_: None)
 
 
 def test_a_mask_of_another_size_is_refused(mvtec: Path, tmp_path: Path, write, capsys) -> None:

@@ -20,7 +20,7 @@ from compile.pipeline import Compiled, compile_data
 from compile.tensorrt_build import build, check_allowed
 from edge.cli import FAILED, OK, USAGE, main
 from edge.front_end import FrameError, rgb
-from edge.scorer import Scorer
+from edge.scorer import Scorer, preferred
 
 Write = Callable[[Path, NDArray[np.uint8]], Path]
 
@@ -178,7 +178,8 @@ def test_a_station_runs_the_class_that_it_names(
         assert main(["run", "--json", str(file)]) == OK
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         rows = [row for row in rows if "score" in row]
-        assert {row["threshold"] for row in rows} == {both.bundle.thresholds[index]["float"].value}
+        (graph, *_) = preferred(name for name in both.bundle.manifest.graphs if name != "trt")
+        assert {row["threshold"] for row in rows} == {both.bundle.thresholds[index][graph].value}
         assert [row["decision"] == "REJECT" for row in rows] == [row["score"] > row["threshold"] for row in rows]
         scores[name] = [row["score"] for row in rows]
     assert all(as_wall < as_other for as_wall, as_other in zip(scores["wall"], scores["negative"], strict=True))

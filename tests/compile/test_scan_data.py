@@ -90,7 +90,7 @@ def test_scans_alone_are_a_set_without_pictures(mvtec3d: Path) -> None:
         _ = found.pictures
 
 
-@pytest.mark.parametrize("command", [["compile", "-o", "x.bundle"], ["bench", "-o", "out"]])
+@pytest.mark.parametrize("command", [["compile", "-o", "x.bundle", "--method", "varad"], ["bench", "-o", "out"]])
 def test_methods_of_pictures_refuse_scans_alone(
     command: list[str], mvtec3d: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -201,7 +201,7 @@ def test_a_hiccup_of_the_box_does_not_count_as_the_recipes_step(
 
     monkeypatch.setattr(scorer, "score", score)
     assert slow_step_ms(scorer) < 250
-    monkeypatch.setattr(scorer, "score", lambda frame: time.sleep(0.01))
+    monkeypatch.setattr(scorer, "score", lambda *_: time.sleep(0.01))
     assert slow_step_ms(scorer) >= 10
 
 

@@ -53,7 +53,7 @@ def test_a_flipped_bit_of_any_file_is_refused(tmp_path: Path, tiny: SimpleNamesp
                     )
 
 
-@pytest.mark.parametrize("change", [b"", b"64 bytes", b"ed25519 " + b"0" * 64 + b" " + b"0" * 128 + b"\n"])
+@pytest.mark.parametrize("change", [b"", b"64 bytes", b"ed25519 " + b"12" * 32 + b" " + b"34" * 64 + b"\n"])
 def test_what_is_no_signature_is_refused_even_where_unsigned_is_allowed(
     tmp_path: Path, tiny: SimpleNamespace, private: Private, change: bytes
 ) -> None:
