@@ -453,7 +453,7 @@ SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
     ),
 }
 
-DEFAULT_ON_BOTH, DEFAULT_ON_SCANS = "btf", "fpfh"  # scans with pictures, scans alone
+DEFAULT_ON_BOTH, DEFAULT_ON_SCANS = "mentor3ad", "fpfh"  # scans with pictures, scans alone
 
 VIT_METHODS: dict[str, Method] = {
     "patchcore": _patchcore("PatchCore: greedy memory bank, eq. 7"),

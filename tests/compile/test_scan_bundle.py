@@ -47,7 +47,7 @@ def compiled(scans_alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Com
 
 
 def test_the_default_follows_the_folder(road: Path, scans_alone: Path, tmp_path: Path) -> None:
-    assert choose_method(None, None, "lite0", [road]) == "btf"
+    assert choose_method(None, None, "lite0", [road]) == "mentor3ad"
     assert choose_method(None, None, "lite0", [road, scans_alone]) == "fpfh"
     assert choose_method(None, None, "lite0", [road, tmp_path]) == "varad"
     assert choose_method("varad", None, "lite0", [road]) == "varad"
