@@ -1,7 +1,8 @@
-"""One graph of a bundle on ONNX Runtime: a part's picture, scan, or both in, a score and its map out.
+"""One graph of a bundle on its runtime: a part's picture, scan, or both in, a score and its map out.
 
-The graph's buffers are bound once and reused; the self-test scores the bundle's golden inputs and compares them with
-what the bundle says this graph answered when it was proven. A box that cannot repeat that answer must not inspect.
+The self-test scores the bundle's golden inputs and compares them with what the bundle says this graph answered when it
+was proven. A box that cannot repeat that answer must not inspect. Engines are held to the same answers, within the same
+tolerances, as the graph that they were built from.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from edge.bundle import Bundle, Golden, GraphName, Input
 from edge.errors import BeltlineError
@@ -26,20 +25,14 @@ from edge.front_end import FrameError
 from edge.organised_scan.example import example_scan
 from edge.picture import Picture, decode
 from edge.prepare import Tensors, digest, prepare, tensor_shape
+from edge.scoring.onnx_runtime import OnnxRuntime
+from edge.scoring.runtime import Contract, GraphError, Runtime
 from edge.worst import find_worst
 
 log = logging.getLogger(__name__)
 
-PROVIDER = "CPUExecutionProvider"
 WARM_UP_RUNS, MEASURED_RUNS = 3, 9
 STEP_RUNS = 50
-ORT_ERRORS = tuple(
-    getattr(ort_errors, name)
-    for name in (
-        *("Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf"),
-        *("ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail"),
-    )
-)
 
 
 class ScorerError(BeltlineError):
@@ -51,9 +44,16 @@ class BadScoreError(ScorerError):
 
 
 class Scorer:
-    """Scores frames with one graph of a bundle. Used from one thread."""
+    """Scores frames with one graph of a bundle. Used from one thread; close it where it has an engine."""
 
-    def __init__(self, bundle: Bundle, graph: GraphName, threads: int = 1, class_index: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: GraphName,
+        threads: int = 1,
+        class_index: int = 0,
+        open_runtime: Callable[[Contract], Runtime] | None = None,
+    ) -> None:
         """Load, warm up and self-test, with the golden inputs of every class.
 
         Args:
@@ -61,6 +61,7 @@ class Scorer:
             graph: which rendering of the model.
             threads: of the processor, for one frame.
             class_index: of the parts to come, see `Bundle.class_index`.
+            open_runtime: loads what runs the graph; ONNX Runtime where None.
 
         Raises:
             ScorerError: the graph cannot run here, or does not give its golden answers.
@@ -70,23 +71,29 @@ class Scorer:
         self.threshold = bundle.thresholds[class_index][graph].value
         self.spec = bundle.spec(class_index)
         self._hash = bundle.graph_sha256(graph)
-        self._inputs = self._buffers()
-        self._score = np.zeros(1, np.float32)
-        self._map = np.zeros((1, *self.spec.map_size), np.float32)
-        self._session = self._load(threads)
-        self._binding = self._bind()
-        self._golden = [
-            (sample, self._golden_input(sample), self._golden_class(sample), bundle.array(sample.maps[graph]))
-            for sample in bundle.golden.samples
-            if graph in sample.scores
-        ]
-        if not self._golden:
-            raise ScorerError(f"{bundle.path}: no golden sample for graph '{graph}'. Compile the bundle again.")
-        self._next_golden = 0
-        for _ in range(WARM_UP_RUNS):
-            self.score_tensors(self._golden[0][1])
-        for _ in self._golden:
-            self.self_test()
+        contract = self._contract()
+        self._shapes = {name: buffer.shape[1:] for name, buffer in contract.inputs.items()}
+        self.runtime = self._open(contract, threads, open_runtime)
+        try:
+            self._golden = [
+                (sample, self._golden_input(sample), self._golden_class(sample), bundle.array(sample.maps[graph]))
+                for sample in bundle.golden.samples
+                if graph in sample.scores
+            ]
+            if not self._golden:
+                raise ScorerError(f"{bundle.path}: no golden sample for graph '{graph}'. Compile the bundle again.")
+            self._next_golden = 0
+            for _ in range(WARM_UP_RUNS):
+                self.score_tensors(self._golden[0][1])
+            for _ in self._golden:
+                self.self_test()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back what the runtime holds; a second time does nothing."""
+        self.runtime.close()
 
     def score(self, image: Picture | None, scan: NDArray[np.float32] | None = None) -> Score:
         """Score what was seen of a part.
@@ -114,19 +121,15 @@ class Scorer:
 
     def _run(self, tensors: Tensors, class_index: int) -> Score:
         start_ns = time.perf_counter_ns()
-        given: dict[str, Any] = {"mask": 1.0, "class": class_index, **tensors}
-        for name, buffer in self._inputs.items():
-            buffer[0] = given[name]
-        self._score.fill(np.nan)  # an answer that never came is no answer
         try:
-            self._session.run_with_iobinding(self._binding)
-        except ORT_ERRORS as error:
-            raise ScorerError(f"graph '{self.graph}' failed: {error}") from error
-        value = float(self._score[0])
-        if not math.isfinite(value) or not np.isfinite(self._map).all():
+            scores, maps = self.runtime.run({"mask": 1.0, "class": class_index, **tensors})
+        except GraphError as error:
+            raise ScorerError(f"graph '{self.graph}' {error}") from error
+        value = float(scores[0])
+        if not math.isfinite(value) or not np.isfinite(maps).all():
             raise BadScoreError(f"graph '{self.graph}' gave a score or map that is not finite (score {value})")
         times_ms = {"graph": (time.perf_counter_ns() - start_ns) / 1e6}
-        return Score(value, self._map[0].copy(), self._hash, digest(tensors, self.spec), times_ms)
+        return Score(value, maps[0].copy(), self._hash, digest(tensors, self.spec), times_ms)
 
     def self_test(self) -> None:
         """Score the next golden sample, which also keeps the processor's caches warm.
@@ -158,32 +161,21 @@ class Scorer:
         return None
 
     def _refuse(self, found: str) -> NoReturn:
-        raise ScorerError(
-            f"self-test: graph '{self.graph}' {found}. This box computes otherwise: choose another graph in [bundle]."
-        )
+        advice = "install the bundle again" if self.runtime.engine else "choose another graph in [bundle]"
+        raise ScorerError(f"self-test: graph '{self.graph}' {found}. This box computes otherwise: {advice}.")
 
-    def _load(self, threads: int) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+    def _open(self, contract: Contract, threads: int, open_runtime: Callable[[Contract], Runtime] | None) -> Runtime:
         file = self.bundle.manifest.graphs[self.graph].file
         try:
-            session = ort.InferenceSession(self.bundle.read(file), options, providers=[PROVIDER])
-        except ORT_ERRORS as error:
-            raise ScorerError(f"{self.bundle.path}: {file} cannot be loaded by ONNX Runtime: {error}") from error
-        if session.get_providers() != [PROVIDER]:
-            raise ScorerError(f"{file} would run on {session.get_providers()}, expected {PROVIDER} alone")
-        self._check("input", session.get_inputs(), self._inputs)
-        self._check("output", session.get_outputs(), {"score": self._score, "map": self._map})
-        return session
+            return open_runtime(contract) if open_runtime else OnnxRuntime(self.bundle.read(file), contract, threads)
+        except GraphError as error:
+            raise ScorerError(f"{self.bundle.path}: {file} {error}") from error
 
-    def _buffers(self) -> dict[str, NDArray[Any]]:
-        """One array for each input of the graph, with a batch of one."""
+    def _contract(self) -> Contract:
         image, scan, tensors, map_size = self.spec
-        found: dict[str, NDArray[Any]] = {"mask": np.ones((1, *map_size), np.float32)}
+        inputs: dict[str, NDArray[Any]] = {"mask": np.ones((1, *map_size), np.float32)}
         if image:
-            found["image"] = np.zeros((1, image.height, image.width, 3), np.uint8)
+            inputs["image"] = np.zeros((1, image.height, image.width, 3), np.uint8)
         for tensor in tensors:
             assert scan is not None  # by the manifest
             if tuple(tensor.shape) != (made := tensor_shape(tensor.name, scan)):
@@ -191,48 +183,24 @@ class Scorer:
                     f"{self.bundle.path}: tensor '{tensor.name}' is declared as {tensor.shape}, the front end makes "
                     f"{list(made)}. Compile the bundle again."
                 )
-            found[tensor.name] = np.zeros((1, *made), np.float32)
-        return found | {"class": np.zeros(1, np.int64)} if self.bundle.manifest.class_input else found
-
-    def _check(self, what: str, tensors: list[ort.NodeArg], expected: dict[str, NDArray[np.generic]]) -> None:
-        if (found := sorted(t.name for t in tensors)) != sorted(expected):
-            raise ScorerError(
-                f"{self.bundle.path}: graph '{self.graph}' has the {what}s {found}, not {sorted(expected)}"
-            )
-        types = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
-        for tensor in tensors:
-            array = expected[tensor.name]
-            fits = len(tensor.shape) == array.ndim and all(
-                not isinstance(a, int) or a == b for a, b in zip(tensor.shape, array.shape, strict=False)
-            )
-            if not fits or tensor.type != types[str(array.dtype)]:
-                raise ScorerError(
-                    f"{self.bundle.path}: {what} '{tensor.name}' of graph '{self.graph}' is {tensor.type} "
-                    f"{tensor.shape}; expected {types[str(array.dtype)]} {list(array.shape)}"
-                )
-
-    def _bind(self) -> ort.IOBinding:
-        binding = self._session.io_binding()
-        for name, given in self._inputs.items():
-            binding.bind_cpu_input(name, given)
-        for name, array in (("score", self._score), ("map", self._map)):
-            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-        return binding
+            inputs[tensor.name] = np.zeros((1, *made), np.float32)
+        if self.bundle.manifest.class_input:
+            inputs["class"] = np.zeros(1, np.int64)
+        return Contract(inputs, {"score": np.zeros(1, np.float32), "map": np.zeros((1, *map_size), np.float32)})
 
     def _golden_class(self, sample: Golden) -> int:
         return self.bundle.class_index(sample.class_name or None)
 
     def _golden_input(self, sample: Golden) -> dict[str, NDArray[Any]]:
-        shapes = {name: buffer.shape[1:] for name, buffer in self._inputs.items()}
         found: dict[str, NDArray[Any]] = {
-            name: self.bundle.array(file, shapes[name]) for name, file in sample.tensors.items()
+            name: self.bundle.array(file, self._shapes[name]) for name, file in sample.tensors.items()
         }
         if sample.image:
             try:
                 picture = decode(self.bundle.read(sample.image))
             except (FrameError, KeyError) as error:
                 raise ScorerError(f"{self.bundle.path}: golden input {sample.image}: {error}") from error
-            if picture.shape != shapes["image"] or picture.dtype != np.uint8:
+            if picture.shape != self._shapes["image"] or picture.dtype != np.uint8:
                 raise ScorerError(f"{self.bundle.path}: golden input {sample.image} has shape {picture.shape}")
             found["image"] = picture
         return found
