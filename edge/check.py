@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,11 @@ from edge.control import occupied
 from edge.errors import BeltlineError
 from edge.front_end import FrameError
 from edge.journal_file import unusable
-from edge.load import bundle_path, make_scorer, open_bundle
+from edge.load import Chosen, bundle_path, choose, open_bundle
 from edge.lock import is_held
 from edge.prepare import prepare
 from edge.reject import describe, too_slow
-from edge.scorer import Scorer, measure_ms, slow_step_ms
+from edge.scorer import measure_ms, slow_step_ms
 from edge.settings import CameraSource, FolderSource, Settings, VideoSource
 from edge.sources import CaptureError, open_source
 from edge.sources.camera import device_problem
@@ -46,8 +47,8 @@ def check_station(settings: Settings) -> list[Finding]:
             findings.append(Finding("class", f"{settings.bundle.class_name}, of {', '.join(bundle.manifest.classes)}"))
         spec = bundle.spec(class_index)
         findings += _frames(spec)
-        scorer = make_scorer(bundle, settings)
-        findings += _scorer(scorer, settings)
+        with closing(choose(bundle, settings)) as chosen:
+            findings += _chosen(chosen, settings)
     except BeltlineError as error:
         findings.append(Finding("bundle", str(error), ok=False))
     findings += _source(settings, spec)
@@ -90,19 +91,31 @@ def _frames(spec: Spec) -> Iterator[Finding]:
         )
 
 
-def _scorer(scorer: Scorer, settings: Settings) -> Iterator[Finding]:
+def _chosen(chosen: Chosen, settings: Settings) -> Iterator[Finding]:
+    scorer = chosen.scorer
     graph_ms = measure_ms(scorer)
     yield Finding("graph", f"{scorer.graph}, {graph_ms:.1f} ms here, gives its golden answers")
+    yield Finding("runtime", _runtime(chosen))
     if problem := too_slow(settings.reject, slow_step_ms(scorer)):
         yield Finding("step limit", problem, ok=False)
     default = scorer.bundle.thresholds[scorer.class_index][scorer.graph]
-    chosen = settings.bundle.threshold
-    if chosen is not None:
-        words = f"{chosen:.6g} from the station file (the bundle's own: {default.value:.6g})"
-        doubt = scorer.doubt(chosen)
+    own = settings.bundle.threshold
+    if own is not None:
+        words = f"{own:.6g} from the station file (the bundle's own: {default.value:.6g})"
+        doubt = scorer.doubt(own)
         yield Finding("threshold", f"{words}: {doubt}" if doubt else words, not doubt)
         return
     yield Finding("threshold", promise(default))
+
+
+def _runtime(chosen: Chosen) -> str:
+    runtime, fallback = chosen.scorer.runtime, chosen.fallback
+    if chosen.instead_of_engine:
+        return f"{runtime.name}, not the engine that was chosen at the install: {chosen.instead_of_engine}"
+    if not runtime.engine:
+        return runtime.name
+    by = f"graph {fallback.graph} by {fallback.runtime.name}" if fallback else "nothing, which would be too slow"
+    return f"{runtime.name}, engine {runtime.engine[:12]}; if it fails: {by}"
 
 
 def promise(threshold: Threshold) -> str:

@@ -4,7 +4,7 @@ The order is what makes a power cut harmless: the bundle is verified in memory, 
 self-tested and measured, and only then does the state name it, at once. Before that moment the box is as it was, but
 for files that nobody names, which the next install removes; after it the new bundle is in place. A running station
 holds its bundle in memory and goes on with it until it is started again. Where there are TensorRT and a GPU the engine
-is built before the measurement; graphs for TensorRT are not run yet.
+is built before the measurement, and is self-tested and measured with the graphs.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def install(settings: Settings, path: Path, tick: Tick | None = None) -> Install
             write_file(place, bundle.archive(bundle.signature))
             written = open_bundle(settings, place)[0]
             kept = keep_engine(engines, written, tick)
-            speed = measure(written, settings.bundle.threads)
+            speed = measure(written, settings.bundle.threads, engines if kept and kept.record else None)
             write_speed(engines, bundle.id, speed)
-            load(settings, place)
+            load(settings, place).chosen.close()
             with changing(folder) as state:
                 new = _next(state, bundle.id)
                 if new != state:
@@ -99,7 +99,7 @@ def rollback(settings: Settings) -> State:
             new = State(current=before.previous, previous=before.current, last=last)
         else:
             raise InstallError(f"{folder}: there is no former bundle to go back to. Install one.")
-        load(settings, archive(folder, new.current))
+        load(settings, archive(folder, new.current)).chosen.close()
         try:
             with changing(folder) as state:
                 if state != before:

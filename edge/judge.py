@@ -28,10 +28,42 @@ class Judged(NamedTuple):
 class Judge:
     """Bundle, threshold and recipe under which parts are judged."""
 
-    def __init__(self, scorer: Scorer, recipe: str, threshold: float | None = None) -> None:
-        """`threshold`: the recipe's own, which wins over the bundle's."""
-        self.scorer, self.recipe = scorer, recipe
-        self.threshold = scorer.threshold if threshold is None else threshold
+    def __init__(
+        self,
+        scorer: Scorer,
+        recipe: str,
+        threshold: float | None = None,
+        *,
+        fallback: Scorer | None = None,
+        instead_of_engine: str = "",
+    ) -> None:
+        """What parts are judged with.
+
+        Args:
+            scorer: closed by the caller, as `scorer` then is.
+            recipe: its name.
+            threshold: the recipe's own, which wins over the bundle's.
+            fallback: stands by where the scorer has an engine.
+            instead_of_engine: why the scorer has none, where one was chosen.
+
+        """
+        self.scorer, self.recipe, self.fallback, self.instead_of_engine = scorer, recipe, fallback, instead_of_engine
+        self._own_threshold = threshold
+
+    @property
+    def threshold(self) -> float:
+        """The recipe's own, or that of the graph in use: each has one."""
+        return self.scorer.threshold if self._own_threshold is None else self._own_threshold
+
+    def fall_back(self, why: str) -> bool:
+        """Give up the engine until the next start; False where nothing stands by for it."""
+        if self.fallback is None:
+            return False
+        log.error("the engine is given up, %s goes on: %s", self.fallback.runtime.name, why)
+        failed, self.scorer, self.fallback = self.scorer, self.fallback, None
+        self.instead_of_engine = why
+        failed.close()
+        return True
 
     def judge(self, trigger: Trigger, take_frame: Callable[[Trigger], Frame]) -> Judged:
         """Take the part's frame, score it and decide. Reject when score > threshold."""

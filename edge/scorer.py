@@ -124,7 +124,7 @@ class Scorer:
         try:
             scores, maps = self.runtime.run({"mask": 1.0, "class": class_index, **tensors})
         except GraphError as error:
-            raise ScorerError(f"graph '{self.graph}' {error}") from error
+            raise ScorerError(f"graph '{self.graph}': {error}") from error
         value = float(scores[0])
         if not math.isfinite(value) or not np.isfinite(maps).all():
             raise BadScoreError(f"graph '{self.graph}' gave a score or map that is not finite (score {value})")
@@ -169,7 +169,7 @@ class Scorer:
         try:
             return open_runtime(contract) if open_runtime else OnnxRuntime(self.bundle.read(file), contract, threads)
         except GraphError as error:
-            raise ScorerError(f"{self.bundle.path}: {file} {error}") from error
+            raise ScorerError(f"{self.bundle.path}: {file}: {error}") from error
 
     def _contract(self) -> Contract:
         image, scan, tensors, map_size = self.spec

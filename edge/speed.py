@@ -2,8 +2,10 @@
 
 Accuracy decides what a bundle contains, speed which of its graphs a box runs. Each graph has a threshold of its own,
 so the choice must not change from start to start: it is made here, once, and written down, with the processor and the
-ONNX Runtime that it holds for. A reduced graph is taken unless another is more than a tenth faster. The rounds
-alternate between the graphs, so that a neighbour's burst of work hits all of them.
+ONNX Runtime that it holds for. A reduced graph is taken unless another is more than a tenth faster; and the engine on
+the GPU, where there is one, only if it is more than a tenth faster than that. It is one engine, known by its hash: what
+is built later was not measured. The rounds alternate between the graphs, so that a neighbour's burst of work hits all
+of them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 import platform
 import re
 import time
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edge.bundle import Bundle, GraphName
 from edge.durable import sync_folder, write_file
+from edge.engine.record import EngineError
+from edge.engine_scorer import open_engine
 from edge.scorer import Scorer, ScorerError, preferred
 
 log = logging.getLogger(__name__)
@@ -38,12 +43,20 @@ class Measured(BaseModel):
     problem: str = ""  # why it cannot run here
 
 
+class MeasuredEngine(Measured):
+    """The engine on this box's GPU."""
+
+    sha256: str = ""  # which one; none where it has a problem
+    chosen: bool = False  # it runs, and what ONNX Runtime would run is the fallback
+
+
 class Speed(BaseModel):
     """The graphs of one bundle on this box, and which of them it runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    graph: GraphName
-    graphs: dict[GraphName, Measured]
+    graph: GraphName  # that ONNX Runtime runs
+    graphs: dict[GraphName, Measured]  # by ONNX Runtime
+    engine: MeasuredEngine | None = None
     threads: int
     processor: str
     onnxruntime: str
@@ -54,9 +67,22 @@ class Speed(BaseModel):
         """Whether it was measured with this processor and this ONNX Runtime."""
         return (self.processor, self.onnxruntime) == (processor(), onnxruntime.__version__)
 
+    @property
+    def elsewhere(self) -> str:
+        """What to do where it does not hold."""
+        return (
+            f"measured and chosen on {self.processor} with ONNX Runtime {self.onnxruntime}: install the bundle again "
+            "to measure here"
+        )
 
-def measure(bundle: Bundle, threads: int) -> Speed:
+
+def measure(bundle: Bundle, threads: int, engines: Path | None = None) -> Speed:
     """Self-test every graph with all golden inputs, measure those that pass, and choose.
+
+    Args:
+        bundle: the bundle.
+        threads: of the processor.
+        engines: where the bundle's engine is kept; None where there is none.
 
     Raises:
         ScorerError: no graph can be trusted on this box.
@@ -66,7 +92,7 @@ def measure(bundle: Bundle, threads: int) -> Speed:
     found: dict[GraphName, Measured] = {}
     for name, graph in bundle.manifest.graphs.items():
         if graph.runtime != "onnxruntime":
-            found[name] = Measured(problem=f"for {graph.runtime}, which this beltline does not run")
+            found[name] = Measured(problem="for TensorRT, as an engine, where there is a GPU")
             continue
         try:
             scorers[name] = Scorer(bundle, name, threads)
@@ -76,25 +102,55 @@ def measure(bundle: Bundle, threads: int) -> Speed:
         raise ScorerError(
             f"{bundle.path}: no graph can be trusted on this box. " + " ".join(each.problem for each in found.values())
         )
-    times_ms: dict[GraphName, list[float]] = {name: [] for name in scorers}
-    start_ns = time.perf_counter_ns()
-    while len(min(times_ms.values(), key=len)) < MEASURE_AT_LEAST or time.perf_counter_ns() - start_ns < MEASURE_NS:
-        for name, scorer in scorers.items():
-            before_ns = time.perf_counter_ns()
-            scorer.self_test()
-            times_ms[name].append((time.perf_counter_ns() - before_ns) / 1e6)
-    for name, times in times_ms.items():
-        ranked = sorted(times)
-        p99 = ranked[min(len(ranked) - 1, len(ranked) * 99 // 100)]
-        found[name] = Measured(p50_ms=ranked[len(ranked) // 2], p99_ms=p99, runs=len(ranked))
+    timed, engine = _time_all(list(scorers.values()), bundle, engines)
+    found.update(zip(scorers, timed, strict=True))
+    usual = choose(found)
+    if engine:
+        engine = engine.model_copy(update={"chosen": is_worth_it(engine, found[usual])})
     return Speed(
-        graph=choose(found),
+        graph=usual,
         graphs=found,
+        engine=engine,
         threads=threads,
         processor=processor(),
         onnxruntime=onnxruntime.__version__,
         measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _time_all(
+    scorers: list[Scorer], bundle: Bundle, engines: Path | None
+) -> tuple[list[Measured], MeasuredEngine | None]:
+    """The graphs, and the bundle's engine beside them; one that fails keeps no bundle from being installed."""
+    if engines is None:
+        return _time(scorers), None
+    try:
+        with closing(open_engine(engines, bundle)) as on_gpu:
+            *timed, last = _time([*scorers, on_gpu])
+            return timed, MeasuredEngine(**last.model_dump(), sha256=on_gpu.runtime.engine)
+    except (EngineError, ScorerError) as error:
+        return _time(scorers), MeasuredEngine(problem=str(error))
+
+
+def _time(scorers: list[Scorer]) -> list[Measured]:
+    times_ms: list[list[float]] = [[] for _ in scorers]
+    start_ns = time.perf_counter_ns()
+    while len(times_ms[-1]) < MEASURE_AT_LEAST or time.perf_counter_ns() - start_ns < MEASURE_NS:
+        for scorer, times in zip(scorers, times_ms, strict=True):
+            before_ns = time.perf_counter_ns()
+            scorer.self_test()
+            times.append((time.perf_counter_ns() - before_ns) / 1e6)
+    found = []
+    for times in times_ms:
+        ranked = sorted(times)
+        p99 = ranked[min(len(ranked) - 1, len(ranked) * 99 // 100)]
+        found.append(Measured(p50_ms=ranked[len(ranked) // 2], p99_ms=p99, runs=len(ranked)))
+    return found
+
+
+def is_worth_it(engine: Measured, graph: Measured) -> bool:
+    """Whether an engine runs, and enough faster than what ONNX Runtime would run."""
+    return bool(engine.p50_ms and graph.p50_ms and graph.p50_ms > WORTH_IT * engine.p50_ms)
 
 
 def choose(graphs: dict[GraphName, Measured]) -> GraphName:
@@ -122,19 +178,6 @@ def read_speed(engines: Path, identity: str) -> Speed | None:
     except (OSError, ValidationError) as error:
         log.warning("%s: not used: %s", file, str(error).partition("\n")[0])
         return None
-
-
-def chosen_at_install(engines: Path, identity: str) -> GraphName | None:
-    """The graph that was chosen for this box; None where none was, or on another processor or ONNX Runtime."""
-    speed = read_speed(engines, identity)
-    if speed and not speed.holds:
-        log.warning(
-            "the graph was chosen on %s with ONNX Runtime %s: install the bundle again to measure here",
-            speed.processor,
-            speed.onnxruntime,
-        )
-        return None
-    return speed.graph if speed else None
 
 
 def processor() -> str:

@@ -59,11 +59,19 @@ def started(
         loaded, trial = _load(settings, bundle, trial)
         if loaded.signature == "unsigned":
             log.warning("the bundle is unsigned: nobody knows who made it; [bundle] allow_unsigned lets it run")
-        scorer = loaded.scorer
+        chosen = loaded.chosen
+        scorer = chosen.scorer
         own = settings.bundle.threshold
         if own is not None and (doubt := scorer.doubt(own)):
             log.warning("[bundle] threshold = %g in place of the bundle's %g: %s", own, scorer.threshold, doubt)
-        judge = Judge(scorer, settings.bundle.recipe, own)
+        judge = Judge(
+            scorer,
+            settings.bundle.recipe,
+            own,
+            fallback=chosen.fallback,
+            instead_of_engine=chosen.instead_of_engine,
+        )
+        stack.callback(lambda: judge.scorer.close())  # noqa: PLW0108 - it may be another by then
         source = open_source(settings.source, bench=bench, wanted=wanted(scorer.spec))
         stack.callback(source.close)
         journal = Journal(journal_file, dry_run=dry_run or bench, keep=settings.paths.journal_parts)

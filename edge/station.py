@@ -3,7 +3,8 @@
 Two threads meet here. On the reject path's own thread triggers are journalled, the source is told to expect a picture,
 and outcomes come in. The loop, on the caller's thread, judges one part after the other. While the belt pauses it wakes
 to repeat the bundle's self-test, so that the heartbeat to the controller always means 'this box still computes what was
-proven'; when the test fails the heartbeat stops, and with it the belt's permit.
+proven'; when the test fails the heartbeat stops, and with it the belt's permit. An engine that fails the test is given
+up first, and ONNX Runtime goes on where it stands by.
 """
 
 from __future__ import annotations
@@ -137,6 +138,8 @@ class Station:
         self._count(f"verdict {verdict.decision.value} {verdict.reason.value}")
         if not in_time:
             self._count("late verdict")
+        if verdict.reason is Reason.SCORER_FAILED and self.judge.fallback:
+            self._self_test()
         if self._on_judged:
             self._on_judged(judged)
         if self._trial:
@@ -157,10 +160,18 @@ class Station:
     def _idle(self) -> None:
         with self._noticing:
             self._notice_epoch(self.path.health().epoch)
+        self._self_test()
+        self._collect(COLLECT_S)
+
+    def _self_test(self) -> None:
         try:
             self.judge.scorer.self_test()
             self._sick = ""
         except ScorerError as error:
+            if self.judge.fall_back(str(error)):
+                self._count("engine given up")
+                self._self_test()
+                return
             if not self._sick:
                 log.error("inspection stops: %s", error)  # noqa: TRY400 - the message says it all
             self._sick = str(error)
@@ -168,7 +179,6 @@ class Station:
             if self._trial:
                 self._trial.fault(str(error))
                 self.stop()
-        self._collect(COLLECT_S)
 
     def _collect(self, every_s: float) -> None:
         if (now_s := time.monotonic()) >= self._collected_s + every_s:
@@ -246,13 +256,18 @@ class Station:
 
     def status(self) -> dict[str, Any]:
         """A snapshot for the control socket; plain JSON values."""
-        health = self.path.health()
+        health, scorer = self.path.health(), self.judge.scorer
         ordered = sorted(self._total_ms)
         return {
             "state": self.state(),
             "fault": self._sick or health.fault or self.source.problem or None,
-            "bundle": self.judge.scorer.bundle.id,
-            "graph": self.judge.scorer.graph,
+            "bundle": scorer.bundle.id,
+            "graph": scorer.graph,
+            "runtime": {
+                "name": scorer.runtime.name,
+                "engine": scorer.runtime.engine or None,
+                "instead_of_engine": self.judge.instead_of_engine or None,
+            },
             "recipe": self.judge.recipe,
             "threshold": self.judge.threshold,
             "path": {

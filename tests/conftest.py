@@ -16,7 +16,7 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
-pytest_plugins = ["tests.tiny_bundle", "tests.tiny_scan_bundle"]
+pytest_plugins = ["tests.stand_in_gpu", "tests.tiny_bundle", "tests.tiny_scan_bundle"]
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 

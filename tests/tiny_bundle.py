@@ -95,6 +95,7 @@ def bundle_files(
     *,
     graphs: dict[str, bytes] | None = None,
     threshold: float = 0.5,
+    trt_threshold: float | None = None,
     source: Source | None = None,
     golden_shift: float = 0.0,
     classes: list[str] | None = None,
@@ -102,7 +103,8 @@ def bundle_files(
 ) -> dict[str, bytes]:
     """The files of a valid bundle. `change` edits the manifest before it is hashed.
 
-    With classes it is one for several: the threshold of the i-th is `threshold + i`.
+    With classes it is one for several: the threshold of the i-th is `threshold + i`. `trt_threshold` is for a graph for
+    TensorRT that has another.
     """
     classes = classes or []
     graphs = graphs or {"float": tiny_graph(classes=len(classes))}
@@ -123,7 +125,10 @@ def bundle_files(
     entry = Threshold(
         value=0.5, target_false_reject=0.01, rule="rank 100 of 100", parts=100, interval=(0.001, 0.03)
     ).model_dump()
-    thresholds = [{name: entry | {"value": threshold + i} for name in graphs} for i in range(max(1, len(classes)))]
+    own = {"trt": threshold if trt_threshold is None else trt_threshold}
+    thresholds = [
+        {name: entry | {"value": own.get(name, threshold) + i} for name in graphs} for i in range(max(1, len(classes)))
+    ]
     files = {names[name]: graph for name, graph in graphs.items()} | {
         "threshold.json": json.dumps(
             dict(zip(classes, thresholds, strict=True)) if classes else thresholds[0]

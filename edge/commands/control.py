@@ -76,6 +76,10 @@ def _render(status: dict[str, Any]) -> Group:
     head.add_row("belt", "may run" if path["permit"] else "no permit")
     head.add_row("reject path", ("ready" if path["ready"] else "not ready") if path["connected"] else "not connected")
     head.add_row("bundle", f"{status['bundle'][:12]}, graph {status['graph']}, recipe {status['recipe']}")
+    runtime = status["runtime"]
+    head.add_row("runtime", runtime["name"] + (f", engine {runtime['engine'][:12]}" if runtime["engine"] else ""))
+    if why := runtime["instead_of_engine"]:
+        head.add_row("no engine", Text(why, style="yellow"))
     head.add_row("signature", Text(status["signature"], style="yellow" if status["signature"] == "unsigned" else ""))
     if status["trial"]:
         head.add_row("trial", Text(status["trial"]))

@@ -103,7 +103,7 @@ def inspect(bundle: BundleFile, engines: Engines = ENGINES, graph: Graph = None,
 def check(bundle: BundleFile, engines: Engines = ENGINES, graph: Graph = None, json: Json = False) -> None:
     """Verify an engine and its record, and that it fits this machine; exit code 1 when it must not be loaded here."""
     opened, name = _open(bundle, graph)
-    _show(engine_file(engines, opened, name), check_here(engines, opened, name), json=json, verdict=": fits")
+    _show(engine_file(engines, opened, name), check_here(engines, opened, name).record, json=json, verdict=": fits")
 
 
 def _open(path: Path, graph: GraphName | None) -> tuple[Bundle, GraphName]:

@@ -51,8 +51,12 @@ def install(
         say.print(f"  graph {name}: {describe(each)}", markup=False)
     if done.engine:
         say.print(f"  {done.engine}", markup=False)
+    if speed.engine:
+        say.print(f"  engine: {describe(speed.engine)}", markup=False)
     asked = settings.bundle.graph
-    say.print(f"  runs graph {speed.graph if asked == 'auto' else f'{asked}, as the station file asks'}", markup=False)
+    by = "the engine, and if it fails " if speed.engine and speed.engine.chosen else ""
+    words = f"{by}graph {speed.graph}" if asked == "auto" else f"graph {asked}, as the station file asks"
+    say.print(f"  runs {words}", markup=False)
     _print_change(state, settings)
 
 

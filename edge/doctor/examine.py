@@ -38,8 +38,10 @@ def examine(settings: Settings | None = None, bundle: Bundle | None = None) -> I
         if who.level == "missing":
             return
         speed = read_speed(settings.paths.engines, bundle.id) if settings and not settings.bundle.path else None
-        if settings and not settings.bundle.path:
-            yield from engine(settings.paths.engines, bundle)
-        yield from graphs(bundle, *((settings.bundle.graph, settings.bundle.threads) if settings else ()), speed=speed)
+        on_gpu = engine(settings.paths.engines, bundle, speed) if settings and not settings.bundle.path else None
+        if on_gpu:
+            yield on_gpu
+        asked = (settings.bundle.graph, settings.bundle.threads) if settings else ()
+        yield from graphs(bundle, *asked, speed=speed, engine_runs=on_gpu is not None and on_gpu.level == "ok")
         if settings:
             yield from chosen_class(bundle, settings.bundle.class_name)

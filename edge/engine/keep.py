@@ -29,6 +29,14 @@ from edge.engine.record import (
 FALLBACK = "the bundle runs on the processor, by ONNX Runtime"
 
 
+class Fitting(NamedTuple):
+    """An engine that may be loaded on this machine, and what loads it."""
+
+    engine: bytes
+    record: Record
+    tensorrt: TensorRT
+
+
 class Kept(NamedTuple):
     """What became of an engine at an install."""
 
@@ -57,15 +65,18 @@ def check_engine(
     return engine, record
 
 
-def check_here(engines: Path, bundle: Bundle, graph: GraphName) -> Record:
-    """The record of an engine that may be loaded on this machine.
+def check_here(engines: Path, bundle: Bundle, graph: GraphName) -> Fitting:
+    """The engine, verified and found to fit, with the TensorRT of this machine.
 
     Raises:
         EngineError: it must not be loaded; says why.
 
     """
     flavour = read_record(engine_file(engines, bundle, graph)).flavour
-    return check_engine(engines, bundle, graph, find(flavour) or find(), this_machine())[1]
+    tensorrt = find(flavour) or find()
+    engine, record = check_engine(engines, bundle, graph, tensorrt, this_machine())
+    assert tensorrt  # it fits
+    return Fitting(engine, record, tensorrt)
 
 
 def build_engine(

@@ -110,7 +110,7 @@ def boot(told: dict[str, Any]) -> None:
     if trial:
         with trial:
             load(settings, bundle)
-    told["runs"] = load(settings, bundle_path(settings)).scorer.bundle.id
+    told["runs"] = load(settings, bundle_path(settings)).chosen.scorer.bundle.id
     told["links"] = {
         name: str((settings.paths.bundles / name).readlink())
         for name in ("current", "previous")

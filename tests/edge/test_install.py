@@ -368,12 +368,12 @@ def test_speed_decides_once_and_only_where_it_was_measured(
     assert set(speed.graphs) == {"float", "int8"}
     for graph in ("float", "int8"):
         write_speed(engines, first, speed.model_copy(update={"graph": graph}))
-        assert load(box.settings, bundle_path(box.settings)).scorer.graph == graph
+        assert load(box.settings, bundle_path(box.settings)).chosen.scorer.graph == graph
     write_speed(engines, first, speed.model_copy(update={"graph": "float", "processor": "another"}))
-    assert load(box.settings, bundle_path(box.settings)).scorer.graph == "int8"
+    assert load(box.settings, bundle_path(box.settings)).chosen.scorer.graph == "int8"
     assert "install the bundle again" in caplog.text
     (engines / first / "speed.json").write_text("{")
-    assert load(box.settings, bundle_path(box.settings)).scorer.graph == "int8"
+    assert load(box.settings, bundle_path(box.settings)).chosen.scorer.graph == "int8"
 
 
 @pytest.mark.parametrize(
