@@ -161,7 +161,8 @@ class Scorer:
         return None
 
     def _refuse(self, found: str) -> NoReturn:
-        advice = "install the bundle again" if self.runtime.engine else "choose another graph in [bundle]"
+        again = "build the engine again (beltline engine build), and install the bundle again"
+        advice = again if self.runtime.engine else "choose another graph in [bundle]"
         raise ScorerError(f"self-test: graph '{self.graph}' {found}. This box computes otherwise: {advice}.")
 
     def _open(self, contract: Contract, threads: int, open_runtime: Callable[[Contract], Runtime] | None) -> Runtime:

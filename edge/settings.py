@@ -62,7 +62,8 @@ class BundleChoice(Table):
     graph: Literal["auto", "float", "int8"] = Field(
         "auto",
         title="Graph",
-        description="auto = the one chosen at the install by its speed here; for a `path` a reduced graph, else float",
+        description="auto = the graph or engine chosen at the install by its speed here; for a `path` a reduced graph, "
+        "else float. Named = that one, on the processor",
     )
     recipe: str = Field(
         "default", pattern=r"^[^\p{Cc}]{1,100}$", title="Recipe", description="name that goes into every verdict"

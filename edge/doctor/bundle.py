@@ -47,8 +47,10 @@ def engine(engines: Path, bundle: Bundle, speed: Speed | None) -> Finding | None
         measured = speed.engine.sha256 if speed and speed.engine else ""
         with closing(open_engine(engines, bundle, sha256=measured)) as scorer:
             words = _speed(_measure(scorer))
-    except (EngineError, ScorerError) as error:
+    except EngineError as error:
         return Finding("bundle", "engine", f"{error} Until then {FALLBACK}.", "note")
+    except ScorerError as error:
+        return Finding("bundle", "engine", f"fits, and is not used: {error} Until then {FALLBACK}.", "note")
     which = f"{record.engine_sha256[:12]} of graph '{name}', {record.precision}, built {record.built}"
     return Finding("bundle", "engine", f"{which}: fits, self-test passed, {words}")
 

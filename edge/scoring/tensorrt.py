@@ -54,7 +54,7 @@ class Engine:
         try:
             import pycuda.driver as cuda  # noqa: PLC0415 - of the extra `jetson`, and needs a driver to load
         except ImportError as error:
-            raise GpuError(f"pycuda cannot be used ({error}): pip install 'beltline[jetson]'") from error
+            raise GpuError(f"pycuda cannot be used ({error}): pip install 'beltline[jetson]'.") from error
         self.name, self.engine = tensorrt.name, hashlib.sha256(engine).hexdigest()
         self._cuda = cuda
         self._failed = ""  # why it must not be used again

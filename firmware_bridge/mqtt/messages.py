@@ -81,7 +81,8 @@ class HealthMessage(Message):
     dropped: int = Field(description="outcomes that fell off the backlog's bound, since the cursor began")
     counters: dict[str, int] = Field(description="events by cause since the publisher started")
     station: dict[str, int | float | str | bool | None] = Field(
-        description="the station's own figures, when it answers"
+        description="the station's own figures, when it answers; `runtime.name` and `runtime.engine` are what runs the "
+        "graph, `runtime.instead_of_engine` is why the engine that was chosen at the install does not"
     )
     time: str = Field(description="time of day of this message")
 

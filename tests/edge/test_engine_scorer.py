@@ -288,6 +288,6 @@ def test_golden_answers_that_fail_leave_nothing_on_the_gpu(
     settings: Settings, installed: Installation, gpu_box: Any
 ) -> None:
     gpu_box.gain = 1.5
-    with pytest.raises(ScorerError, match="This box computes otherwise: install the bundle again"):
+    with pytest.raises(ScorerError, match="This box computes otherwise: build the engine again"):
         open_engine(settings.paths.engines, read_bundle(installed.bundle.path))
     assert given_back(gpu_box)

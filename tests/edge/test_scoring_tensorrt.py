@@ -144,3 +144,27 @@ def test_without_pycuda_the_install_line_is_said(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(GpuError, match=r"pip install 'beltline\[jetson\]'"):
         Engine(b"", TensorRT("tensorrt", "10.3.0", None), CONTRACT)
+
+
+def test_every_tensor_goes_where_its_name_says(load: Callable[..., Engine], network: Any) -> None:
+    """The front end's tensors come in another order than the engine has them, and more of them than it takes."""
+    shapes = {"mask": (1, 2, 2), "geometry": (1, 4, 3, 3), "scan": (1, 3, 3, 3)}
+    inputs: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    contract = given(inputs | {"class": np.zeros(1, np.int64)})["contract"]
+    told: dict[str, Any] = {}
+
+    def answer(seen: dict[str, Any]) -> dict[str, Any]:
+        told.update(seen)
+        return {"score": seen["scan"].max(axis=(1, 2, 3)), "map": seen["mask"]}
+
+    network.contract, network.answer = contract, answer
+    parts = {"scan": np.full((3, 3, 3), 7.0), "geometry": np.full((4, 3, 3), 2.0), "image": 9}
+    with load(contract=contract) as engine:
+        score, map_ = engine.run({"class": 3, "mask": 1.0, **parts})
+        assert score == 7
+        assert (map_ == 1).all()
+    assert {name: array.flat[0] for name, array in told.items()} == {"scan": 7, "geometry": 2, "mask": 1, "class": 3}
+    assert {name: array.dtype for name, array in told.items()} == {
+        **dict.fromkeys(shapes, np.float32),
+        "class": np.int64,
+    }
