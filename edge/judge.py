@@ -48,12 +48,7 @@ class Judge:
 
         """
         self.scorer, self.recipe, self.fallback, self.instead_of_engine = scorer, recipe, fallback, instead_of_engine
-        self._own_threshold = threshold
-
-    @property
-    def threshold(self) -> float:
-        """The recipe's own, or that of the graph in use: each has one."""
-        return self.scorer.threshold if self._own_threshold is None else self._own_threshold
+        self._has_own, self.threshold = threshold is not None, scorer.threshold if threshold is None else threshold
 
     def fall_back(self, why: str) -> bool:
         """Give up the engine until the next start; False where nothing stands by for it."""
@@ -62,6 +57,8 @@ class Judge:
         log.error("the engine is given up, %s goes on: %s", self.fallback.runtime.name, why)
         failed, self.scorer, self.fallback = self.scorer, self.fallback, None
         self.instead_of_engine = why
+        if not self._has_own:
+            self.threshold = self.scorer.threshold  # each graph has one
         failed.close()
         return True
 
