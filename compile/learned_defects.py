@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from compile.data import DataError, DataSet, LabelledImage, UnreadableImageError, part_name, read_image
 from compile.features import load_pictures
 from compile.metrics import resize_mask
-from compile.pseudo_defects import cells
+from compile.pseudo_defects import STRIDE, cells
 from edge.bundle import Input, Source
 
 SHARE = 1 / 3  # of the defects that the head meets: a few real ones alone would be known by heart
@@ -121,7 +121,7 @@ def load_defects(
             f"{skipped[0].path}: was drawn to learn from, and cannot be: {skipped[0].reason}. Remove it from the test "
             "pictures."
         )
-    covered = np.zeros((len(images), spec.height // 4, spec.width // 4), np.float32)
+    covered = np.zeros((len(images), -(-spec.height // STRIDE), -(-spec.width // STRIDE)), np.float32)
     for each, image in zip(covered, images, strict=True):
         assert image.mask is not None
         found = cells(resize_mask(_read_mask(image.mask), spec.height, spec.width, "paper_nonzero"))

@@ -43,9 +43,9 @@ def paint_pictures(
         tick: told what is done.
 
     Returns:
-        float32 [m, S / 4, S / 4]: the share of each cell that is painted. The cells lie where the trunk's maps have
-        theirs, centred on the left and upper edge of their span. And int64 [m, 3]: the good pictures that each shows
-        something of, the one that it is painted on first; -1 for none.
+        float32 [m, S / 4, S / 4], rounded up: the share of each cell that is painted. The cells lie where the embedded
+        trunk's maps have theirs, centred on the left and upper edge of their span. And int64 [m, 3]: the good pictures
+        that each shows something of, the one that it is painted on first; -1 for none.
 
     """
     covered = []
@@ -142,8 +142,8 @@ def _elsewhere(donor: Image, rng: np.random.Generator) -> NDArray[np.float32]:
 def cells(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Bring a mask [S, S] to the share of each cell [S / 4, S / 4] that it covers; they lie as in `paint_pictures`."""
     half = STRIDE // 2
-    moved = np.zeros(mask.shape, np.float32)
-    moved[half:, half:] = mask[:-half, :-half]
-    height, width = mask.shape[0] // STRIDE, mask.shape[1] // STRIDE
+    height, width = (-(-side // STRIDE) for side in mask.shape)
+    moved = np.zeros((STRIDE * height, STRIDE * width), np.float32)
+    moved[half : half + mask.shape[0], half : half + mask.shape[1]] = mask[: len(moved) - half, : moved.shape[1] - half]
     covered: NDArray[np.float32] = moved.reshape(height, STRIDE, width, STRIDE).mean((1, 3))
     return covered

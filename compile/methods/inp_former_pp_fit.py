@@ -126,9 +126,13 @@ def objective(logit: Tensor, mask: Tensor, painted: int) -> Tensor:
     found = logit.sigmoid()
     plain = functional.binary_cross_entropy_with_logits(logit, mask, reduction="none")
     focal = (plain * (found - mask).abs().pow(SHARPNESS)).mean()
-    both = (found * mask)[:painted].sum((1, 2))
-    either = (found + mask)[:painted].sum((1, 2))
-    return FOCAL * focal + (1 - (2 * both + 1) / (either + 1)).mean()
+    return FOCAL * focal + dice(found[:painted], mask[:painted])
+
+
+def dice(found: Tensor, mask: Tensor) -> Tensor:
+    """Dice loss of probabilities and mask [B, h, w], each picture's own; a scalar."""
+    both, either = (found * mask).sum((1, 2)), (found + mask).sum((1, 2))
+    return (1 - (2 * both + 1) / (either + 1)).mean()
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ from compile.methods.inp_former_fit import fit_inp_former
 from compile.methods.inp_former_lite import fit_inp_former_lite, zero_shot_lite
 from compile.methods.inp_former_map import published_head
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp
+from compile.methods.inp_former_pp_patches import Fusion, fuse_by_product, fuse_by_sum
+from compile.methods.inp_former_pp_patches_fit import fit_inp_former_pp_on_patches
 from compile.methods.lite_groups import STRIDES
 from compile.methods.m3dm import fit_m3dm
 from compile.methods.mentor_fit import fit_mentor
@@ -288,6 +290,15 @@ def _fit_inp_former_pp(samples: Samples, seed: int, steps: int | None, progress:
     return fit_inp_former_pp(samples.good, samples.painted, samples.covered, seed=seed, steps=steps, progress=progress)
 
 
+def _fit_inp_former_pp_on_patches(
+    samples: Samples, seed: int, steps: int | None, progress: Progress | None, *, fuse: Fusion
+) -> nn.Module:
+    assert samples.covered is not None
+    return fit_inp_former_pp_on_patches(
+        samples.good, samples.painted, samples.covered, seed=seed, steps=steps, fuse=fuse, progress=progress
+    )
+
+
 def _read_adapted(
     samples: Samples, seed: int, steps: int | None, progress: Progress | None, *, source: Adapted
 ) -> nn.Module:
@@ -463,6 +474,20 @@ VIT_METHODS: dict[str, Method] = {
         published_map=True,
         several=True,
         shots=Shots(_fit_inp_former_on_patches, variants=True, transfer=zero_shot),
+    ),
+    "inp-former-pp": Method(
+        "INP-Former++ on patches, error times head",
+        partial(_fit_inp_former_pp_on_patches, fuse=fuse_by_product),
+        top=0.0,
+        smoothing=1.5,
+        painted=True,
+        several=True,
+    ),
+    "inp-former-pp-sum": Method(
+        "INP-Former++ on patches, mean of error and head as described (unverified)",
+        partial(_fit_inp_former_pp_on_patches, fuse=fuse_by_sum),
+        painted=True,
+        several=True,
     ),
     "varad": Method(
         "VarAD (lightweight; constants of the paper unverified)",

@@ -169,7 +169,8 @@ def test_every_method_for_it_is_fitted_on_maps_of_one_grid(vit: Path, name):
     method = find_method(name, find_backbone(str(vit)))
     rng = np.random.default_rng(0)
     maps = [rng.normal(size=(20, 64, 10, 10)).astype(np.float32) for _ in method.levels]
-    head = method.head(method.fit(Samples(maps), 0, 20, None), maps, (256, 256))
+    samples = Samples(maps, maps, np.ones((20, 35, 35), np.float32)) if method.painted else Samples(maps)
+    head = method.head(method.fit(samples, 0, 20, None), maps, (256, 256))
     others = [torch.from_numpy(rng.normal(size=(3, 64, 10, 10)).astype(np.float32)) for _ in maps]
     score, heat = head(*others, torch.ones(3, 256, 256))
     assert (score.shape, heat.shape) == ((3,), (3, 256, 256))
