@@ -21,6 +21,7 @@ from torch.nn import functional
 from compile.anomaly_graph import interpolation
 
 STRIDES = (8, 16, 32)
+GROUPS = (slice(0, 1), slice(1, 3))  # of the strides, what each group is made of
 COMPONENTS = 64  # per group; 128 gained nothing and cost four times the time
 PICTURES = 200  # that the components are measured on, at most
 
@@ -40,14 +41,20 @@ class LiteGroups(nn.Module):
         self.shallow = nn.Conv2d(4 * c_8, 2 * components, 1)
         self.deep = nn.Conv2d(c_16 + c_32, 2 * components, 1)
 
-    def stack(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Both groups before their projection."""
-        fine, middle, coarse = features
-        return functional.pixel_unshuffle(fine, 2), torch.cat([middle, self.rows @ coarse @ self.columns], 1)
+    def stack(self, group: int, features: Sequence[Tensor]) -> Tensor:
+        """One group before its projection, from the maps of its own strides."""
+        if group == 0:
+            return functional.pixel_unshuffle(features[0], 2)
+        middle, coarse = features
+        return torch.cat([middle, self.rows @ coarse @ self.columns], 1)
+
+    def project(self, group: int, features: Sequence[Tensor]) -> Tensor:
+        """One group from the maps of its own strides."""
+        found: Tensor = (self.shallow, self.deep)[group](self.stack(group, features))
+        return found
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        shallow, deep = self.stack(features)
-        return [self.shallow(shallow), self.deep(deep)]
+        return [self.project(i, features[own]) for i, own in enumerate(GROUPS)]
 
 
 @torch.no_grad()
@@ -55,8 +62,8 @@ def fit_groups(features: Sequence[NDArray[Any]], components: int = COMPONENTS) -
     """Measure the principal components of good pictures' maps [n, C, h, w], one array per stride of `STRIDES`."""
     groups = LiteGroups([each.shape[1:] for each in features], components)
     chosen = np.unique(np.linspace(0, features[0].shape[0] - 1, PICTURES).astype(int))
-    stacked = groups.stack([torch.from_numpy(np.asarray(each[chosen], np.float32)) for each in features])
-    for turn, (project, maps) in enumerate(zip((groups.shallow, groups.deep), stacked, strict=True)):
+    for turn, (project, own) in enumerate(zip((groups.shallow, groups.deep), GROUPS, strict=True)):
+        maps = groups.stack(turn, [torch.from_numpy(np.asarray(each[chosen], np.float32)) for each in features[own]])
         tokens = maps.transpose(0, 1).flatten(1).double()
         mean, deviation = tokens.mean(1), tokens.std(1) + 1e-3
         tokens = (tokens - mean[:, None]) / deviation[:, None]
@@ -75,12 +82,12 @@ class Grouped:
     """One group of pictures' maps, computed when rows are asked for: [n, 2 * components, h, w]."""
 
     def __init__(self, groups: LiteGroups, features: Sequence[NDArray[Any]], group: int) -> None:
-        self._groups, self._features, self._group = groups, features, group
+        self._groups, self._own, self._group = groups, features[GROUPS[group]], group
         count, _, height, width = features[1].shape
         self.shape = (count, 2 * groups.components, height, width)
 
     @torch.no_grad()
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
-        chosen = [torch.from_numpy(np.asarray(each[rows], np.float32)) for each in self._features]
-        found: NDArray[np.float32] = self._groups(chosen)[self._group].numpy()
+        chosen = [torch.from_numpy(np.asarray(each[rows], np.float32)) for each in self._own]
+        found: NDArray[np.float32] = self._groups.project(self._group, chosen).numpy()
         return found
