@@ -24,7 +24,8 @@ from compile.onnx_session import open_session
 from compile.tensorrt_build import build, check_allowed
 from compile.trunk_graph import export_trunk, map_names
 
-SIDE, GRID, WIDTH = 154, (11, 11), 64  # 154 pixels are no whole number of the mask's cells of 4
+SIDE = 154  # pixels, no whole number of the mask's cells of 4
+GRID, WIDTH = (6, 8), 64
 Maps = list[NDArray[np.float32]]
 
 
@@ -47,8 +48,8 @@ def good_maps(count: int, seed: int) -> Maps:
 def spoilt(maps: Maps, seed: int) -> tuple[Maps, NDArray[np.float32]]:
     """With three patches a side that no good one is like, and their share of each cell of 4x4 pixels."""
     rng, odd = np.random.default_rng(seed), [each.copy() for each in maps]
-    covered = np.zeros((len(maps[0]), 39, 39), np.float32)
-    for i, (top, left) in enumerate(rng.integers(0, 9, (len(covered), 2))):
+    covered = np.zeros((len(maps[0]), 21, 28), np.float32)
+    for i, (top, left) in enumerate(rng.integers(0, (GRID[0] - 2, GRID[1] - 2), (len(covered), 2))):
         covered[i, round(3.5 * top) : round(3.5 * (top + 3)), round(3.5 * left) : round(3.5 * (left + 3))] = 1
         for each in odd:
             each[i, :, top : top + 3, left : left + 3] *= -1
@@ -61,7 +62,7 @@ def tensors(maps: Maps) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def fitted() -> PatchINPFormerPP:
-    good = good_maps(24, 0)
+    good = good_maps(16, 0)
     return fit_inp_former_pp_on_patches(good, *spoilt(good, 1), seed=0, steps=25, fuse=fuse_by_sum)
 
 
@@ -94,7 +95,7 @@ def test_the_product_is_the_error_above_half_its_mean_times_the_softened_probabi
 
 
 def test_errors_are_counted_in_the_largest_of_a_usual_good_picture(fitted: PatchINPFormerPP) -> None:
-    error, seen = fitted.reconstruction(tensors(good_maps(24, 0)))
+    error, seen = fitted.reconstruction(tensors(good_maps(16, 0)))
     assert fitted.usual.item() == pytest.approx(error.amax((1, 2)).mean().item(), rel=1e-4)
     counted = seen / fitted.head.usual
     torch.testing.assert_close(counted.square().mean((0, 2, 3)), torch.ones(WIDTH), rtol=1e-3, atol=1e-3)
