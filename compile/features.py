@@ -1,7 +1,10 @@
 """Pictures and trunk maps on disk: computed once per rendering of the trunk, read by every fit.
 
 The trunk is frozen, so its maps never change: fitting a head on the maps of all renderings (float and both INT8 forms)
-costs no more than on one, and makes it indifferent to the noise of quantisation.
+costs no more than on one, and makes it indifferent to the noise of quantisation. On a processor ONNX Runtime computes
+them, picture by picture: EfficientNet-Lite0 at 256 pixels takes 14 ms, in torch 23 ms and in batches of 8 42 ms (one
+thread). On a GPU torch computes those of the float trunk, in batches and full float32; the other renderings are graphs
+that torch does not read, and stay with ONNX Runtime on the processor.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from compile.bundle_writer import replacing
 from compile.data import UnreadableImageError, read_image
 from compile.job import Graphs
 from compile.listing import Skipped
+from compile.methods.descent import computing, device
 from compile.onnx_session import open_session
 from edge.bundle import Input
 from edge.errors import BeltlineError
@@ -33,6 +37,7 @@ from edge.front_end import FrameError, rgb
 
 Tick = Callable[[int, int], None]
 SCORE_BATCH = 8
+BATCH = 32  # pictures, on a GPU
 
 
 class ScratchError(BeltlineError):
@@ -149,10 +154,28 @@ class Features:
         exact: bool,
         threads: int,
         tick: Tick | None,
+        module: nn.Module | None = None,
     ) -> None:
-        """Fill one rendering, unless that was done before the process was killed."""
-        if not self._found(name, pictures):
-            self._fill(name, repeat(open_session(trunk, threads=threads, exact=exact)), pictures, tick)
+        """Fill one rendering, unless that was done before the process was killed.
+
+        Args:
+            name: of the rendering.
+            trunk: its graph.
+            pictures: uint8 [n, H, W, 3].
+            exact: as for `open_session`.
+            threads: of the processor.
+            tick: told what is done.
+            module: what the graph was exported from, if torch shall compute it.
+
+        """
+        if self._found(name, pictures):
+            return
+        if module is not None:
+            with computing(module):
+                self._fill(name, _by_torch(module, pictures), pictures, tick)
+        else:
+            sessions = repeat(open_session(trunk, threads=threads, exact=exact))
+            self._fill(name, _by_onnx(sessions, pictures), pictures, tick)
 
     def _found(self, name: str, pictures: NDArray[np.uint8]) -> bool:
         done = self._folder / f"{name}.done"
@@ -163,19 +186,17 @@ class Features:
         self.pictures, self.maps = len(pictures), self.maps or list(found)
         return True
 
-    def _fill(
-        self, name: str, sessions: Iterator[InferenceSession], pictures: NDArray[np.uint8], tick: Tick | None
-    ) -> None:
-        first = self.renderings.index(name) * len(pictures)
-        for position, (picture, session) in enumerate(zip(pictures, sessions, strict=False)):
-            found = session.run(None, {"image": picture[None]})
+    def _fill(self, name: str, answers: Iterator[list[Any]], pictures: NDArray[np.uint8], tick: Tick | None) -> None:
+        first, done = self.renderings.index(name) * len(pictures), 0
+        for found in answers:
             if not self.maps:
                 self.pictures = len(pictures)
                 self.maps = [self._file(i, len(self.renderings) * len(pictures), each) for i, each in enumerate(found)]
             for array, values in zip(self.maps, found, strict=True):
-                array[first + position] = values[0]
+                array[first + done : first + done + len(values)] = values
+            done += len(found[0])
             if tick:
-                tick(position + 1, len(pictures))
+                tick(done, len(pictures))
         for array in self.maps:
             cast("np.memmap[Any, Any]", array).flush()
         with replacing(self._folder / f"{name}.done", json.dumps([array.shape for array in self.maps]).encode()):
@@ -187,7 +208,7 @@ class Features:
         if self._found(name, pictures):
             return
         sessions = [open_session(each, threads=threads, exact=key == "trt") for key, each in trunks.items()]
-        self._fill(name, cycle(sessions), pictures, tick)
+        self._fill(name, _by_onnx(cycle(sessions), pictures), pictures, tick)
 
     def _file(self, number: int, rows: int, like: NDArray[np.float32]) -> NDArray[np.float32]:
         return on_disk(self._path(number), np.dtype(np.float32), (rows, *like.shape[1:]))
@@ -223,3 +244,19 @@ class Features:
             score, _ = head(*maps, mask, *classes)
             scores.append(score.numpy().astype(np.float64))
         return np.concatenate(scores)
+
+
+def has_gpu() -> bool:
+    """Whether fits compute on one."""
+    return device().type != "cpu"
+
+
+def _by_onnx(sessions: Iterator[InferenceSession], pictures: NDArray[np.uint8]) -> Iterator[list[Any]]:
+    for picture, session in zip(pictures, sessions, strict=False):
+        yield session.run(None, {"image": picture[None]})
+
+
+def _by_torch(module: nn.Module, pictures: NDArray[np.uint8]) -> Iterator[list[Any]]:
+    for start in range(0, len(pictures), BATCH):
+        batch = torch.from_numpy(np.array(pictures[start : start + BATCH])).to(device())
+        yield [each.cpu().numpy() for each in module(batch)]

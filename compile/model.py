@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from calibration.representative import check_representative
 from compile.anomaly_graph import AnomalyHead
@@ -16,7 +17,7 @@ from compile.backbone import Trunk
 from compile.backbones.dinov2 import DINOv2
 from compile.data import LabelledImage
 from compile.export import export, join
-from compile.features import Features, on_disk, open_rows
+from compile.features import Features, has_gpu, on_disk, open_rows
 from compile.fitting import Answers, Fit, Painted, fit_all
 from compile.job import FILES, Graphs, Job
 from compile.learned_defects import load_defects, weigh
@@ -111,15 +112,33 @@ def render_trunks(job: Job, trunk: Trunk | DINOv2 | None, pictures: NDArray[np.u
     return trunks
 
 
-def extract(job: Job, trunks: Graphs, inputs: Inputs, step: str, scans: Sequence[ScanMap] = ()) -> Features:
-    """Compute the maps of every rendering of the trunk; those of `scans` are there."""
+def extract(
+    job: Job,
+    trunks: Graphs,
+    inputs: Inputs,
+    step: str,
+    scans: Sequence[ScanMap] = (),
+    *,
+    trunk: nn.Module | None = None,
+) -> Features:
+    """Compute the maps of every rendering of the trunk; those of `scans` are there.
+
+    Where there is a GPU, `trunk` computes there those of the graph "float" that was exported from it.
+    """
     folder = job.work / step
     folder.mkdir(exist_ok=True)
     masks = inputs["mask"] if scans else None
     features = Features(folder, list(trunks) or ["float"], [inputs[name] for name in scans], masks)
     for name, model in trunks.items():
-        tick = job.clock.ticks(f"{step} {name}")
-        features.extract(name, model, inputs["image"], exact=name == "trt", threads=job.threads, tick=tick)
+        features.extract(
+            name,
+            model,
+            inputs["image"],
+            exact=name == "trt",
+            threads=job.threads,
+            tick=job.clock.ticks(f"{step} {name}"),
+            module=trunk if name == "float" and has_gpu() else None,
+        )
     return features
 
 
@@ -138,6 +157,8 @@ def paint_samples(
     good: NDArray[np.uint8],
     learned: Sequence[tuple[LabelledImage, Source]],
     shown: NDArray[np.bool_],
+    *,
+    trunk: nn.Module | None = None,
 ) -> PaintedPictures:
     """Paint defects on good pictures for a method to learn from, and compute their maps; a teacher's too, if any.
 
@@ -147,6 +168,7 @@ def paint_samples(
         good: pictures of all classes.
         learned: real defects to learn from, too, and what their frames are.
         shown: bool [len(learned), len(good)], which good pictures show the part of each of these.
+        trunk: as for `extract`.
 
     """
     painted = wanted(len(good))
@@ -158,15 +180,16 @@ def paint_samples(
     pictures[painted:], real = load_defects(images, job.spec.image, job.work / "defects.bin", frames)
     covered = np.concatenate([covered, real])
     if method := find_method(job.settings.method, job.backbone).teacher:
-        trunk = job.backbone.build(method.levels, job.side)
-        own: Graphs = {"float": export_trunk(trunk, job.side)}
+        seeing = job.backbone.build(method.levels, job.side)
+        own: Graphs = {"float": export_trunk(seeing, job.side)}
         taught = (
-            extract(job, own, {"image": each}, f"teacher's {step}")
+            extract(job, own, {"image": each}, f"teacher's {step}", trunk=seeing)
             for each, step in ((good, "features"), (pictures, "samples"))
         )
         maps = _extract_in_turns(job, trunks, pictures, "samples")
         return PaintedPictures(maps, covered, sources, TeacherMaps(*taught), shown)
-    return PaintedPictures(extract(job, trunks, {"image": pictures}, "samples"), covered, sources, shown=shown)
+    maps = extract(job, trunks, {"image": pictures}, "samples", trunk=trunk)
+    return PaintedPictures(maps, covered, sources, shown=shown)
 
 
 def fit_heads(

@@ -164,11 +164,11 @@ def _compile(jobs: list[Job]) -> Compiled:
         shown = inputs["image"][plan.folds[0][0]] if trunk else np.empty(0, np.uint8)
         trunks = render_trunks(job, trunk, shown)
     with step("features"):
-        features = extract(job, trunks, inputs, "features", method.scans)
+        features = extract(job, trunks, inputs, "features", method.scans, trunk=trunk)
     painted_samples = None
     if method.painted:
         with step("samples"):
-            painted_samples = paint_samples(job, trunks, inputs["image"], *_learned(jobs, good))
+            painted_samples = paint_samples(job, trunks, inputs["image"], *_learned(jobs, good), trunk=trunk)
     with step("fit"):
         heads = fit_heads(job, features, plan, painted_samples, good.classes if len(jobs) > 1 else None)
     with step("export"):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from compile.backbones.choice import Backbone, Level
 from compile.data import FEWEST_PARTS, DataError, DataSet, LabelledImage, folder_name, read_data
 from compile.evaluate import load_masks
-from compile.features import Features, Rows, load_pictures, on_disk
+from compile.features import Features, Rows, has_gpu, load_pictures, on_disk
 from compile.job import Progress
 from compile.learned_defects import draw_defects, load_defects, weigh
 from compile.methods.registry import Samples
@@ -171,11 +171,12 @@ def load_labelled(
         covered, _ = paint_pictures(pictures["train"], odd[:painted], PAINT_SEED, partial(progress, f"{name}: paint"))
         odd[painted:], real = load_defects(data.learned, spec, work / "painted" / "defects.bin")
         pictures["painted"], covered = odd, np.concatenate([covered, real])
+    module = backbone.build(levels, size) if trunk is not None and has_gpu() else None
     for part, each in pictures.items():
         features = Features(work / part, ["float"])
         if len(each) and trunk is not None:
             tick = partial(progress, f"{name}: {part} maps")
-            features.extract("float", trunk, each, exact=False, threads=threads, tick=tick)
+            features.extract("float", trunk, each, exact=False, threads=threads, tick=tick, module=module)
         maps[part] = dict(zip(levels, features.maps, strict=False))
     check_kinds(data.folder, images)
     side = backbone.map_side(size)

@@ -1,4 +1,4 @@
-"""Score pictures whose trunk maps are cached."""
+"""Score pictures whose trunk maps are cached, on the GPU where there is one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from compile.anomaly_graph import AnomalyHead
+from compile.methods.descent import computing, device
 from compile.parity import Scored
 
 BATCH = 4
 
 
-@torch.no_grad()
 def score_maps(
     head: AnomalyHead,
     maps: Sequence[NDArray[Any]],
@@ -29,12 +29,13 @@ def score_maps(
     count = maps[0].shape[0]
     scores = np.empty(count)
     heat = np.empty((count, *head.map_size), np.float32)
-    for start in range(0, count, BATCH):
-        chosen = slice(start, min(start + BATCH, count))
-        chunk = [torch.from_numpy(np.array(each[chosen])) for each in maps]
-        classes = [torch.full((len(chunk[0]),), class_index)] if head.takes_class else []
-        score, found = head(*chunk, torch.ones(len(chunk[0]), *head.map_size), *classes)
-        scores[chosen], heat[chosen] = score.numpy(), found.numpy()
-        if tick:
-            tick(chosen.stop, count)
+    with computing(head):
+        for start in range(0, count, BATCH):
+            chosen = slice(start, min(start + BATCH, count))
+            chunk = [torch.from_numpy(np.array(each[chosen])).to(device()) for each in maps]
+            classes = [torch.full((len(chunk[0]),), class_index).to(device())] if head.takes_class else []
+            score, found = head(*chunk, torch.ones(len(chunk[0]), *head.map_size).to(device()), *classes)
+            scores[chosen], heat[chosen] = score.cpu().numpy(), found.cpu().numpy()
+            if tick:
+                tick(chosen.stop, count)
     return Scored(scores, heat)

@@ -9,6 +9,7 @@ the same to the bit as without. Steps that were taken before the process was kil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -42,6 +43,17 @@ def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
 def device() -> torch.device:
     """Where fits compute: the GPU that is current in this process, where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def computing(module: nn.Module) -> Iterator[None]:
+    """Let a module answer where fits compute, without gradient and in full float32; it comes back on the CPU."""
+    module.to(device())
+    try:
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        module.to("cpu")
 
 
 def read(features: Sequence[NDArray[Any]], rows: Any) -> list[Tensor]:

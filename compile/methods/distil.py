@@ -26,7 +26,7 @@ from compile.bundle_writer import replacing
 from compile.features import FeatureFiles, on_disk, open_rows
 from compile.job import Progress
 from compile.methods import FitError
-from compile.methods.descent import batches, descend, device, one_cycle, read
+from compile.methods.descent import batches, computing, descend, device, one_cycle, read
 from compile.methods.student import WIDTH, Student
 from compile.methods.varad import VarAD
 from compile.methods.varad_fit import STEPS as VARAD_STEPS
@@ -65,7 +65,6 @@ def read_lesson(files: FeatureFiles, rows: NDArray[np.int64]) -> Lesson:
     return Lesson(*open_rows(files, rows))
 
 
-@torch.no_grad()
 def teach(
     head: AnomalyHead,
     features: Sequence[NDArray[Any]],
@@ -92,18 +91,19 @@ def teach(
     tokens = getattr(head.model, "tokens", None)
     said: list[NDArray[Any]] = []
     count = features[0].shape[0]
-    for start in range(0, count, CHUNK):
-        maps = [torch.from_numpy(np.asarray(each[start : start + CHUNK], np.float32)) for each in features]
-        score, heat = head(*maps, torch.ones(len(maps[0]), *head.map_size))
-        found = [score, _at_cells(heat)] + ([tokens(maps)] if tokens is not None else [])
-        if not said:
-            shapes = [(count, *each.shape[1:]) for each in found]
-            files = FeatureFiles([folder / f"{i}.bin" for i in range(len(shapes))], shapes)
-            said = [on_disk(path, np.dtype(np.float32), shape) for path, shape in zip(files.paths, shapes, strict=True)]
-        for array, each in zip(said, found, strict=True):
-            array[start : start + CHUNK] = each.numpy()
-        if tick:
-            tick(min(start + CHUNK, count), count)
+    with computing(head):
+        for start in range(0, count, CHUNK):
+            maps = read(features, slice(start, start + CHUNK))
+            score, heat = head(*maps, torch.ones(len(maps[0]), *head.map_size).to(device()))
+            found = [score, _at_cells(heat)] + ([tokens(maps)] if tokens is not None else [])
+            if not said:
+                shapes = [(count, *each.shape[1:]) for each in found]
+                files = FeatureFiles([folder / f"{i}.bin" for i in range(len(shapes))], shapes)
+                said = [on_disk(path, np.dtype(np.float32), own) for path, own in zip(files.paths, shapes, strict=True)]
+            for array, each in zip(said, found, strict=True):
+                array[start : start + CHUNK] = each.cpu().numpy()
+            if tick:
+                tick(min(start + CHUNK, count), count)
     for array in said:
         cast("np.memmap[Any, Any]", array).flush()
     with replacing(done, json.dumps(shapes).encode()):

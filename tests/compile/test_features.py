@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compile.backbone import Trunk
 from compile.features import Features
 
 
@@ -51,3 +52,23 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, pictures: np.ndarray) ->
     again.extract_in_turns({"float": times(7)}, pictures, threads=1, tick=lambda *_: pytest.fail("computed again"))
     np.testing.assert_array_equal(again.maps[0][::2], pictures[::2].astype(np.float32))
     assert again.pictures == 5
+
+
+def test_torch_computes_in_batches_what_onnx_runtime_does(
+    tmp_path: Path, trunk: onnx.ModelProto, inputs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compile.features.BATCH", 2)
+    pictures, told = np.stack(inputs[:3]), []
+    found = []
+    for name, module in (("graph", None), ("module", Trunk())):
+        (tmp_path / name).mkdir()
+        made = Features(tmp_path / name, ["other", "float"])
+        made.extract("other", trunk, pictures[::-1], exact=False, threads=1, tick=None)
+        tell = (lambda *news: told.append(news)) if module else None
+        made.extract("float", trunk, pictures, exact=False, threads=1, tick=tell, module=module)
+        found.append(made.maps)
+    assert told == [(2, 3), (3, 3)]
+    for by_graph, by_module in zip(*found, strict=True):
+        assert by_module.shape[0] == 6
+        np.testing.assert_array_equal(by_module[:3], by_graph[:3])
+        np.testing.assert_allclose(by_module[3:], by_graph[3:], rtol=1e-3, atol=1e-4)
