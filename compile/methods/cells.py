@@ -59,7 +59,7 @@ class Cells(nn.Module):
             columns = interpolation(width, self.grid[1]).T.contiguous()
             self.register_buffer(f"columns_{i}", columns, persistent=False)
         channels = sum(shape[0] for shape in trunk)
-        surface = 2 * (1 + len(AROUND)) * geometry[0]
+        surface = surface_width(geometry[0])
         self.picture = nn.Linear(channels, min(channels, COMPONENTS))
         self.surface = nn.Linear(surface, surface)
 
@@ -68,30 +68,54 @@ class Cells(nn.Module):
         *trunk, geometry = features
         levels = [functional.avg_pool2d(f, 3, stride=1, padding=1, count_include_pad=False) for f in trunk]
         raised = [getattr(self, f"rows_{i}") @ f @ getattr(self, f"columns_{i}") for i, f in enumerate(levels)]
-        mean, deviation, share = self._of_cells(geometry)
-        own = torch.cat([mean, deviation], 1)
-        parts = [own]
-        for side in AROUND:
-            near = functional.avg_pool2d(share, side, stride=1, padding=side // 2)
-            parts.append(functional.avg_pool2d(own * share, side, stride=1, padding=side // 2) / near.clamp(min=1e-6))
-        picture, surface = (torch.cat(each, 1).flatten(2).transpose(1, 2) for each in (raised, parts))
-        return Pair(picture, surface, (share > 0).flatten(1).float())
+        surface, known = describe_surface(geometry, self.grid)
+        return Pair(torch.cat(raised, 1).flatten(2).transpose(1, 2), surface, known)
 
     def forward(self, features: Sequence[Tensor]) -> Pair:
         found = self.raw(features)
         return Pair(self.picture(found.picture), self.surface(found.surface), found.known)
 
-    def _of_cells(self, geometry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and deviation over each cell's points [B, G, h, w], and the share of its places that have one."""
-        height, width = self.grid
-        channels, down, right = geometry.shape[1], geometry.shape[2] // height, geometry.shape[3] // width
-        known = (geometry[:, NORMAL_Z : NORMAL_Z + 1] < 0).float().reshape(-1, 1, height, down, width, right)
-        values = geometry.reshape(-1, channels, height, down, width, right)
-        share = known.mean((3, 5))
-        least = share.clamp(min=1e-6)
-        mean = (values * known).mean((3, 5)) / least
-        apart = (values - mean.reshape(-1, channels, height, 1, width, 1)) * known
-        return mean, ((apart * apart).mean((3, 5)) / least).sqrt(), share
+
+def surface_width(channels: int) -> int:
+    """Numbers that `describe_surface` gives a cell."""
+    return 2 * (1 + len(AROUND)) * channels
+
+
+def describe_surface(geometry: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Describe each cell's surface.
+
+    Args:
+        geometry: [B, G, H, W]; H and W are multiples of the grid's sides.
+        grid: h and w.
+
+    Returns:
+        float32 [B, h * w, 6 G]: mean and deviation over the points of a cell, then the means of these over the cells
+        around; and [B, h * w], 1 where a cell has points.
+
+    """
+    mean, deviation, share = _of_cells(geometry, grid)
+    own = torch.cat([mean, deviation], 1)
+    parts = [own, *(around(own, share, side) for side in AROUND)]
+    return torch.cat(parts, 1).flatten(2).transpose(1, 2), (share > 0).flatten(1).float()
+
+
+def around(values: Tensor, share: Tensor, side: int) -> Tensor:
+    """Mean of values [B, C, h, w] over the cells around, by their share [B, 1, h, w] of points."""
+    near = functional.avg_pool2d(share, side, stride=1, padding=side // 2)
+    return functional.avg_pool2d(values * share, side, stride=1, padding=side // 2) / near.clamp(min=1e-6)
+
+
+def _of_cells(geometry: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and deviation over each cell's points [B, G, h, w], and the share of its places that have one."""
+    height, width = grid
+    channels, down, right = geometry.shape[1], geometry.shape[2] // height, geometry.shape[3] // width
+    known = (geometry[:, NORMAL_Z : NORMAL_Z + 1] < 0).float().reshape(-1, 1, height, down, width, right)
+    values = geometry.reshape(-1, channels, height, down, width, right)
+    share = known.mean((3, 5))
+    least = share.clamp(min=1e-6)
+    mean = (values * known).mean((3, 5)) / least
+    apart = (values - mean.reshape(-1, channels, height, 1, width, 1)) * known
+    return mean, ((apart * apart).mean((3, 5)) / least).sqrt(), share
 
 
 @torch.no_grad()
@@ -124,7 +148,7 @@ def fit_cells(features: Sequence[NDArray[Any]], seed: int, *, whiten: bool = Tru
         if not len(each.known):
             raise FitError("no cell of the scans has points to fit on. Look at the scans: has each a surface?")
     for project, values in ((cells.picture, known.picture), (cells.surface, known.surface)):
-        _measure(project, values, whiten=whiten)
+        measure_directions(project, values, whiten=whiten)
     return cells.eval(), _through(cells, known), _through(cells, held)
 
 
@@ -148,7 +172,7 @@ def _through(cells: Cells, raw: Pair) -> Pair:
     return Pair(cells.picture(raw.picture), cells.surface(raw.surface), raw.known)
 
 
-def _measure(project: nn.Linear, rows: Tensor, *, whiten: bool) -> None:
+def measure_directions(project: nn.Linear, rows: Tensor, *, whiten: bool = True) -> None:
     """Make a linear map of `rows` [n, C], standardised, to principal components, the largest first."""
     values = rows.double()
     if not torch.isfinite(values).all():

@@ -23,6 +23,7 @@ from compile.methods.adaclip_graph import SIGMA, read_head
 from compile.methods.cfm import SMOOTHING as CFM_SMOOTHING
 from compile.methods.cfm import fit_cfm
 from compile.methods.distil import Lesson, fit_student, teach
+from compile.methods.glfm_fit import fit_glfm
 from compile.methods.grnr import fit_grnr
 from compile.methods.inp_former import zero_shot
 from compile.methods.inp_former_fit import fit_inp_former
@@ -313,6 +314,10 @@ def _fit_mentor(samples: Samples, seed: int, steps: int | None, progress: Progre
     return fit_mentor(samples.good, seed=seed, steps=steps, progress=progress)
 
 
+def _fit_glfm(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
+    return fit_glfm(samples.good, samples.classes, seed=seed, steps=steps, progress=progress)
+
+
 def _fit_cfm(samples: Samples, seed: int, steps: int | None, progress: Progress | None) -> nn.Module:
     return fit_cfm(samples.good, seed=seed, steps=steps, progress=progress)
 
@@ -444,6 +449,17 @@ SCAN_METHODS: dict[str, Method] = {  # for sets of scans with pictures
         smoothing=BLUR_SIGMA,
         centre=PATCH_CENTRE,
         scans=("geometry",),
+    ),
+    "glfm": Method(
+        "GLFM, light: a bank for each kind of object, on groups of the surface",
+        _fit_glfm,
+        levels=(),
+        top=0.0,
+        smoothing=BLUR_SIGMA,
+        bank=True,
+        several=True,
+        centre=PATCH_CENTRE,
+        scans=("scan", "geometry"),
     ),
     "cfm": Method(
         "CFM: picture and surface tell each other",
