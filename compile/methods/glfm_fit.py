@@ -33,6 +33,7 @@ POOL = 200_000  # cells that the extractor is fitted on
 STEPS, BATCH, RATE, DECAY = 400, 4096, 1e-3, 1e-4
 FOCUS = 2.0
 SMOOTHING = 1e-5  # of the focal loss's labels
+SURE = 0.95  # of a class's own scans: less is worth a warning
 HALF = 0.5  # of a cell's places: then it counts as moved
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ def fit_glfm(
 
     Args:
         features: of the front end.
-        classes: int64 [n]; how many there are says how many entries, and which is whose is told in the log. The model
-            never sees them.
+        classes: int64 [n]; how many there are says how many entries, and how many go to their own entry is logged. The
+            model never sees them.
         seed: fixes the result, on one thread to the bit.
         steps: of the optimiser, at most; 0 leaves the extractor as it is.
         entries: K, where it is not the number of classes; 1 is without routing.
@@ -90,8 +91,7 @@ def fit_glfm(
         model.banks = fill_banks(chosen, whole, local, generator, progress)
     if classes is not None:
         routes = model.banks.route(whole).numpy()
-        told = routing_accuracy(routes, classes, routes, classes)
-        log.info("routing of the good scans: %s", ", ".join(f"class {c}: {share:.3f}" for c, share in told.items()))
+        _tell(routing_accuracy(routes, classes, routes, classes))
     return model
 
 
@@ -135,6 +135,12 @@ def routing_accuracy(
     owner = {entry: np.bincount(taught_classes[taught == entry]).argmax() for entry in np.unique(taught).tolist()}
     found = np.array([owner.get(route, -1) for route in routes.tolist()])
     return {int(each): float((found[classes == each] == each).mean()) for each in np.unique(classes)}
+
+
+def _tell(shares: dict[int, float]) -> None:
+    level = logging.WARNING if min(shares.values()) < SURE else logging.INFO
+    words = ", ".join(f"{share:.1%} of class {number}" for number, share in shares.items())
+    log.log(level, "routing: %s go to an entry of their own class; the others are compared with another's", words)
 
 
 def _describe(

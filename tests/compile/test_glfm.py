@@ -70,6 +70,15 @@ def test_every_object_goes_to_its_class(good: Maps, choice: str) -> None:
     assert found == {0: 1.0, 1: 1.0}
 
 
+def test_classes_that_are_not_told_apart_are_named(good: Maps, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "compile.methods.glfm_fit"):
+        fit_glfm(good, CLASSES, seed=0, steps=0)
+        fit_glfm(good, CLASSES, seed=0, steps=0, entries=1)
+    fine, mixed = caplog.records
+    assert (fine.levelname, "100.0% of class 0, 100.0% of class 1" in fine.getMessage()) == ("INFO", True)
+    assert (mixed.levelname, "0.0% of class 1" in mixed.getMessage()) == ("WARNING", True)
+
+
 def test_an_entry_belongs_to_the_class_of_most_of_its_objects() -> None:
     taught, classes = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1])
     found = routing_accuracy(np.array([0, 1, 1, 1, 2]), np.array([0, 0, 1, 1, 1]), taught, classes)
