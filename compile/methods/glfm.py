@@ -3,7 +3,7 @@
 The paper's: pseudo-anomalies (`stretching`) adapt the extractor of point features; patches are described by its first
 two blocks, side by side, and each by the mean of its neighbourhood; an object by the mean of its patches; the object's
 nearest global entry chooses the bank that its patches are compared with (`glfm_banks`); the map's maximum is the score.
-Theirs is Point-MAE on 1024 groups of 128 points (`point_mae`).
+Theirs is Point-MAE on 1024 groups of 128 points (`glfm_points`).
 
 Ours, so that it can be a graph on a box: groups are the cells of the organised grid, whose neighbours are known
 beforehand; a group is described by `cells.describe_surface` and two small blocks without attention; an object by the

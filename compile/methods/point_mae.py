@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -173,7 +174,12 @@ def describe_patches(
     """
     found = group(points, groups, neighbours, seed)
     tokens = encoder(torch.from_numpy(found.groups)[None], torch.from_numpy(found.centres)[None])[0]
-    numbers, weights = nearest_centres(points[None], points[None, :, 0] == points[None, :, 0], found.centres)
-    by_point = (tokens[torch.from_numpy(numbers[0])] * torch.from_numpy(weights[0])[..., None]).sum(1)
-    patches: Tensor = by_point[torch.from_numpy(found.members)].mean(1)
+    patches: Tensor = to_points(tokens, points, found.centres)[torch.from_numpy(found.members)].mean(1)
     return patches
+
+
+def to_points(values: Tensor, points: Field, centres: Field) -> Tensor:
+    """Values [G, C] of groups to points [n, 3], by their three nearest centres [G, 3]: [n, C]."""
+    numbers, weights = nearest_centres(points[None], np.ones((1, len(points)), np.bool_), centres)
+    near = values[torch.from_numpy(numbers[0]).to(values.device)]
+    return (near * torch.from_numpy(weights[0]).to(values.device)[..., None]).sum(1)
