@@ -164,8 +164,8 @@ def test_pre_training_learns_in_any_unit(clouds: list[np.ndarray]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MaskedAutoencoder, "forward", kept)
-        scale = pretrain([each / 1024 for each in clouds], seed=0, steps=60, **SMALL)[1]
-    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+        scale = pretrain([each / 1024 for each in clouds], seed=0, steps=35, **SMALL)[1]
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
     assert scale == pytest.approx(np.mean([np.linalg.norm(each, axis=1).max() for each in clouds]) / 1024, rel=1e-5)
     with pytest.raises(FitError, match="no cloud"):
         pretrain([], seed=0)
