@@ -7,6 +7,7 @@ folder of the file, so that a station can be tried wherever its files lie.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,7 +262,7 @@ def _anchor(table: AnyModel, folder: Path) -> AnyModel:
         if isinstance(value, BaseModel):
             anchored[name] = _anchor(value, folder)
         elif isinstance(value, Path) and not value.is_absolute():
-            anchored[name] = folder / value.expanduser()
+            anchored[name] = folder / os.path.expanduser(value)  # noqa: PTH111 - pathlib's fails for unknown users
     return table.model_copy(update=anchored)
 
 

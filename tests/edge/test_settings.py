@@ -108,6 +108,12 @@ def test_a_bundle_is_no_station_file(tmp_path: Path, tiny: SimpleNamespace) -> N
         load_settings(bundle)
 
 
+def test_a_path_of_a_user_that_does_not_exist_is_a_name_as_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "station.toml"
+    file.write_text('[bundle]\npath = "~nobody-here/x.bundle"\n' + FOLDER)
+    assert load_settings(file).bundle.path == tmp_path / "~nobody-here" / "x.bundle"
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=3))
 def test_damaged_files_are_settings_or_a_message(tmp_path: Path, at: int, noise: bytes) -> None:
