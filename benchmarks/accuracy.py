@@ -40,8 +40,9 @@ from compile.evidence import Interval, TestRow
 from compile.features import load_pictures
 from compile.fitting import one_thread
 from compile.job import Settings
+from compile.methods.method import Samples, fit_alone
 from compile.methods.patchcore import BANK, NEIGHBOURS, POOL
-from compile.methods.registry import DEFAULT_METHOD, DEFAULT_TEACHER, Samples, find_method, fit_alone
+from compile.methods.registry import DEFAULT_METHOD, DEFAULT_TEACHER, find_method
 from compile.metrics import Difference, paired_difference, paired_pixel_difference
 from compile.onnx_session import open_session
 from compile.parity import Scored, of_pictures, score_all

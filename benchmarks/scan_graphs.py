@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from compile.backbones.choice import DEFAULT
 from compile.export import export, join
+from compile.methods.method import Method
 from compile.methods.patchcore import BANK, PatchCore
-from compile.methods.registry import SCAN_METHODS, Method
+from compile.methods.registry import SCAN_METHODS
 from compile.onnx_session import open_session
 from compile.scan_maps import scan_input
 from compile.trunk_graph import export_trunk, map_names

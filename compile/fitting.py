@@ -32,7 +32,8 @@ from compile.features import FeatureFiles, open_rows
 from compile.job import Progress
 from compile.methods.checkpoint import resumable
 from compile.methods.distil import read_lesson
-from compile.methods.registry import Samples, find_method
+from compile.methods.method import Samples
+from compile.methods.registry import find_method
 from compile.standardise import Spread, measure_spread
 
 POLL_S = 0.2

@@ -22,7 +22,9 @@ from compile.fitting import Answers, Fit, Painted, fit_all
 from compile.job import FILES, Graphs, Job
 from compile.learned_defects import load_defects, weigh
 from compile.methods.checkpoint import resumable
-from compile.methods.registry import Samples, ask, find_method
+from compile.methods.method import Samples
+from compile.methods.registry import find_method
+from compile.methods.teacher import ask
 from compile.parity import Inputs
 from compile.precision import calibrate, render_accurately, render_in_half
 from compile.pseudo_defects import paint_pictures, wanted

@@ -33,7 +33,8 @@ from compile.learned_defects import draw_defects, shows_same_part
 from compile.listing import Skipped
 from compile.machine import machine
 from compile.made import Good, Made
-from compile.methods.registry import Method, find_method
+from compile.methods.method import Method
+from compile.methods.registry import find_method
 from compile.model import export_head, extract, fit_heads, join_all, paint_samples, render_trunks
 from compile.parts import joined, load_parts
 from compile.proof import (

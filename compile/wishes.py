@@ -8,7 +8,8 @@ import re
 from compile.backbones.choice import DEFAULT, Backbone
 from compile.classes import class_names
 from compile.job import LEAST_FIT_STEPS, WORK, Settings
-from compile.methods.registry import METHODS, TAUGHT, Method, UnknownMethodError, find_method
+from compile.methods.method import Method
+from compile.methods.registry import METHODS, TAUGHT, UnknownMethodError, find_method
 from edge.errors import BeltlineError
 
 SMALLEST_TARGET = 1e-6  # no set of good parts says anything about rarer rejects

@@ -18,7 +18,7 @@ from compile.evaluate import load_masks
 from compile.features import Features, Rows, has_gpu, load_pictures, on_disk
 from compile.job import Progress
 from compile.learned_defects import draw_defects, load_defects, weigh
-from compile.methods.registry import Samples
+from compile.methods.method import Samples
 from compile.metrics import MaskRule, Masks
 from compile.pseudo_defects import paint_pictures, wanted
 from compile.scan_maps import ScanMap, load_scan_maps, scan_input

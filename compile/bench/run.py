@@ -38,7 +38,9 @@ from compile.job import Progress
 from compile.machine import machine
 from compile.methods.checkpoint import resumable
 from compile.methods.distil import read_lesson
-from compile.methods.registry import Method, UnknownMethodError, ask, find_method, methods_of
+from compile.methods.method import Method
+from compile.methods.registry import UnknownMethodError, find_method, methods_of
+from compile.methods.teacher import ask
 from compile.metrics import Difference, MaskRule
 from compile.trunk_graph import export_trunk, map_names
 from compile.wishes import WishError, check_learn_defects, check_side

@@ -25,7 +25,7 @@ from compile.data import FEWEST_PARTS
 from compile.features import Features, Rows
 from compile.job import Progress
 from compile.methods.few_shot import draw, picture_variants
-from compile.methods.registry import Maps, Method, Samples, fit_alone
+from compile.methods.method import Maps, Method, Samples, fit_alone
 from compile.wishes import WishError
 
 

@@ -19,7 +19,8 @@ from compile.backbones import BackboneError
 from compile.backbones.choice import DEFAULT, find_backbone
 from compile.half import render_half
 from compile.image_size import choose_size
-from compile.methods.registry import METHODS, VIT_METHODS, Samples, UnknownMethodError, find_method
+from compile.methods.method import Samples
+from compile.methods.registry import METHODS, VIT_METHODS, UnknownMethodError, find_method
 from compile.onnx_session import open_session
 from compile.tensorrt_build import build, check_allowed
 from compile.trunk_graph import export_trunk, map_names

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from compile.bench.figures import FIGURES, IMAGE, PIXEL, compare_images, compare_pixels, estimate
 from compile.bench.run import Wanted, run_bench
 from compile.data import DataError
-from compile.methods.registry import METHODS, Method, Samples
+from compile.methods.method import Method, Samples
+from compile.methods.registry import METHODS
 from compile.metrics import pixel_metrics
 from compile.parity import Scored
 from edge.cli import FAILED, OK, USAGE, main
@@ -97,7 +98,7 @@ def test_a_student_and_its_teacher_learn_from_the_same_defects(mvtec: Path, monk
         return Loudness(torch.zeros(40, 16, 16))
 
     monkeypatch.setitem(METHODS, "loud", Method("loud", fit, levels=(8,), top=0.0, painted=True))
-    monkeypatch.setattr("compile.methods.registry.fit_student", fit_student)
+    monkeypatch.setattr("compile.methods.fits.fit_student", fit_student)
     monkeypatch.setattr("compile.bench.data.wanted", lambda good: 8)
     (row,) = run_bench(Wanted([mvtec], ["varad-from-loud"], size=128, learn_defects=3), lambda *_: None).rows
     assert lessons == [(20, 8 + 2 * 3)]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from compile.bench.run import Wanted, run_bench
 from compile.bench.settings import Entry, Joined
 from compile.methods.few_shot import VARIANTS
-from compile.methods.registry import METHODS, Method, Samples, Shots
+from compile.methods.method import Method, Samples, Shots
+from compile.methods.registry import METHODS
 from edge.cli import OK, USAGE, main
 
 

@@ -19,9 +19,10 @@ from compile.command import choose_method
 from compile.features import FeatureFiles, open_rows
 from compile.methods import FitError
 from compile.methods.distil import Lesson, fit_student, read_lesson, teach
-from compile.methods.registry import METHODS, TAUGHT, Method, Samples, UnknownMethodError, find_method, fit_alone
-from compile.methods.registry import ask as ask_teacher
+from compile.methods.method import Method, Samples, fit_alone
+from compile.methods.registry import METHODS, TAUGHT, UnknownMethodError, find_method
 from compile.methods.student import Student
+from compile.methods.teacher import ask as ask_teacher
 
 SHAPES = [(4, 8, 12), (6, 4, 6)]  # of strides 8 and 16
 COARSE = (5, 2, 3)  # of stride 32, which only the teacher sees

@@ -20,7 +20,8 @@ from torch import nn
 from compile.backbones.choice import DEFAULT, Level
 from compile.export import export, join
 from compile.methods.distil import Lesson
-from compile.methods.registry import DEFAULT_METHOD, METHODS, Samples, find_method, fit_alone
+from compile.methods.method import Samples, fit_alone
+from compile.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from compile.quantise import TENSORRT, calibrated_tensors, render
 from compile.tensorrt_build import build, check_allowed
 from compile.trunk_graph import export_trunk, map_names

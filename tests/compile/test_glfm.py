@@ -15,7 +15,8 @@ from compile.export import export
 from compile.methods.glfm import GLFM, Extractor, object_size
 from compile.methods.glfm_banks import Banks, choose_entries, fill_banks, k_means
 from compile.methods.glfm_fit import adaptation_loss, fit_glfm, routing_accuracy
-from compile.methods.registry import SCAN_METHODS, Samples, fit_alone
+from compile.methods.method import Samples, fit_alone
+from compile.methods.registry import SCAN_METHODS
 from compile.onnx_session import open_session
 from compile.tensorrt_build import build, check_allowed
 

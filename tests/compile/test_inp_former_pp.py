@@ -15,7 +15,8 @@ from compile.methods.inp_former import cosine_distance
 from compile.methods.inp_former_pp import INPFormerPP, SegmentationHead
 from compile.methods.inp_former_pp_fit import fit_inp_former_pp, objective
 from compile.methods.lite_groups import Grouped, LiteGroups, fit_groups
-from compile.methods.registry import METHODS, Samples
+from compile.methods.method import Samples
+from compile.methods.registry import METHODS
 
 SHAPES = [(6, 8, 12), (10, 4, 6), (14, 2, 3)]  # of strides 8, 16 and 32
 COMPONENTS = 8

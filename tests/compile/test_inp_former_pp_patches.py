@@ -19,7 +19,8 @@ from compile.half import render_half
 from compile.methods import FitError, inp_former_fit
 from compile.methods.inp_former_pp_patches import PatchHead, PatchINPFormerPP, fuse_by_product, fuse_by_sum
 from compile.methods.inp_former_pp_patches_fit import _masks, fit_inp_former_pp_on_patches
-from compile.methods.registry import Samples, find_method
+from compile.methods.method import Samples
+from compile.methods.registry import find_method
 from compile.onnx_session import open_session
 from compile.tensorrt_build import build, check_allowed
 from compile.trunk_graph import export_trunk, map_names

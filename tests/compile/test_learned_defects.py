@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from compile.data import DataError, DataSet, LabelledImage, read_data
 from compile.learned_defects import SHARE, draw_defects, load_defects, shows_same_part, weigh
-from compile.methods.registry import METHODS, Method, Samples
+from compile.methods.method import Method, Samples
+from compile.methods.registry import METHODS
 from edge.bundle import Input, Source, read_bundle
 from edge.cli import OK, main
 

@@ -19,7 +19,8 @@ from compile.methods.cfm import CFM
 from compile.methods.mapping import Mapping
 from compile.methods.mentor import Mentor3AD, contrast
 from compile.methods.mentor_fit import fit_mentor
-from compile.methods.registry import SCAN_METHODS, Samples, fit_alone
+from compile.methods.method import Samples, fit_alone
+from compile.methods.registry import SCAN_METHODS
 from compile.methods.voting import Deviation, Voting
 from compile.onnx_session import open_session
 from compile.tensorrt_build import build, check_allowed

@@ -19,7 +19,8 @@ from compile.features import Features, on_disk
 from compile.fitting import one_thread
 from compile.image_size import SizeChoice
 from compile.job import Clock, Job, Settings
-from compile.methods.registry import METHODS, Method, Samples
+from compile.methods.method import Method, Samples
+from compile.methods.registry import METHODS
 from compile.methods.student import Student
 from compile.model import Heads, PaintedPictures, TeacherMaps, fit_heads
 from compile.split_plan import SplitPlan, plan_split

@@ -6,7 +6,8 @@ import torch
 
 from compile.export import export
 from compile.methods import FitError, varad_fit
-from compile.methods.registry import VIT_METHODS, Samples, find_method
+from compile.methods.method import Samples
+from compile.methods.registry import VIT_METHODS, find_method
 from compile.methods.varad import Size, Stream, VarAD, scan_orders
 from compile.methods.varad_fit import check_adapters, fit_varad
 from compile.onnx_session import open_session
